@@ -1,0 +1,2 @@
+//! kvsProducerApp.
+fn main() {}
