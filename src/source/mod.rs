@@ -42,6 +42,9 @@ pub trait Source: Send {
     fn describe(&self) -> String;
 
     /// The next access unit, in decoding order.
+    ///
+    /// # Errors
+    /// When the source cannot go on; the capture loop then opens it anew.
     fn read(&mut self) -> Result<Read<'_>, Error>;
 }
 
