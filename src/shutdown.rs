@@ -54,7 +54,7 @@ mod tests {
         assert!(!shutdown.requested() && !clone.requested());
         drop(trigger);
         assert!(shutdown.requested() && clone.requested());
-        shutdown.sleep(Duration::from_secs(3600)); // returns at once
+        shutdown.sleep(Duration::from_hours(1)); // returns at once
     }
 
     #[tokio::test]
