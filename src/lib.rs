@@ -14,6 +14,8 @@
 pub mod clock;
 pub mod codec;
 pub mod frame;
+pub mod mkv;
+pub mod ring;
 pub mod shutdown;
 pub mod source;
 

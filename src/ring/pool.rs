@@ -1,0 +1,132 @@
+//! Payload memory: a fixed number of blocks, taken once at start and reused hot first.
+//!
+//! A block is one `BytesMut` that never grows. Frames are cut off its front as [`Bytes`], which share its memory; once
+//! the last of them is gone the block is whole again, without a copy and without an allocation. Untouched blocks cost
+//! address space and no memory, and the block that came back last goes out first, so what is resident follows what is held.
+
+use bytes::{Bytes, BytesMut};
+
+/// The blocks that are not in use.
+#[derive(Debug)]
+pub(super) struct Pool {
+    block_bytes: usize,
+    total: usize,
+    free: Vec<BytesMut>,
+    /// Given back while the network still held a part of them. At most what the connection buffers.
+    lent: Vec<BytesMut>,
+}
+
+impl Pool {
+    /// A pool of `budget_bytes` in blocks of `block_bytes` each.
+    pub(super) fn new(budget_bytes: usize, block_bytes: usize) -> Self {
+        let total = budget_bytes / block_bytes;
+        Self {
+            block_bytes,
+            total,
+            free: (0..total)
+                .map(|_| BytesMut::with_capacity(block_bytes))
+                .collect(),
+            lent: Vec::with_capacity(total),
+        }
+    }
+
+    pub(super) fn block_bytes(&self) -> usize {
+        self.block_bytes
+    }
+
+    pub(super) fn total_bytes(&self) -> usize {
+        self.total * self.block_bytes
+    }
+
+    pub(super) fn free_bytes(&self) -> usize {
+        self.free.len() * self.block_bytes
+    }
+
+    /// Whether `count` blocks can be taken now.
+    pub(super) fn has(&mut self, count: usize) -> bool {
+        if self.free.len() < count {
+            self.reclaim();
+        }
+        self.free.len() >= count
+    }
+
+    /// An empty block. Ask [`Self::has`] first.
+    pub(super) fn take(&mut self) -> BytesMut {
+        self.free
+            .pop()
+            .expect("the caller asked whether there is a block")
+    }
+
+    /// Takes back a block. Parts of it that are still on their way out delay its reuse.
+    pub(super) fn give(&mut self, mut block: BytesMut) {
+        block.clear();
+        if block.try_reclaim(self.block_bytes) {
+            self.free.push(block);
+        } else {
+            self.lent.push(block);
+        }
+    }
+
+    fn reclaim(&mut self) {
+        let mut index = 0;
+        while index < self.lent.len() {
+            if self.lent[index].try_reclaim(self.block_bytes) {
+                let block = self.lent.swap_remove(index);
+                self.free.push(block);
+            } else {
+                index += 1;
+            }
+        }
+    }
+}
+
+/// Moves as much of `bytes` as fits into `block`. Returns the part that was moved, sharing the block's memory, and the rest.
+pub(super) fn fill<'a>(block: &mut BytesMut, bytes: &'a [u8]) -> &'a [u8] {
+    let (now, later) = bytes.split_at(bytes.len().min(room(block)));
+    block.extend_from_slice(now);
+    later
+}
+
+/// Bytes that still fit into `block`.
+pub(super) fn room(block: &BytesMut) -> usize {
+    block.capacity() - block.len()
+}
+
+/// Cuts what was written since the last cut off the front of `block`.
+pub(super) fn cut(block: &mut BytesMut) -> Bytes {
+    block.split().freeze()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_comes_back_whole_when_its_last_part_is_gone() {
+        let mut pool = Pool::new(64, 32);
+        let mut block = pool.take();
+        let address = block.as_ptr();
+        assert_eq!(fill(&mut block, &[1; 40]).len(), 8);
+        let part = cut(&mut block);
+        pool.give(block);
+        assert!(!pool.has(2), "a part is still held");
+        drop(part);
+        assert!(pool.has(2));
+        let block = pool.take();
+        assert_eq!(
+            (block.as_ptr(), room(&block)),
+            (address, 32),
+            "same memory, whole again"
+        );
+    }
+
+    #[test]
+    fn the_block_given_back_last_goes_out_first() {
+        let mut pool = Pool::new(96, 32);
+        let (first, second) = (pool.take(), pool.take());
+        let hot = second.as_ptr();
+        pool.give(first);
+        pool.give(second);
+        assert_eq!(pool.take().as_ptr(), hot);
+    }
+}

@@ -1,0 +1,139 @@
+//! One [`Ring`] between the capture thread, the request body and control.
+//!
+//! The mutex is the program's only lock. It is held for a push, a frame handed over or a look, never across an `.await`.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::task::Waker;
+use std::time::Duration;
+
+use super::{DropReason, NewFrame, Push, Ring, WhenFull};
+use crate::frame::Payload;
+use crate::shutdown::Shutdown;
+
+/// How long a writer that waits for room sleeps at most before it looks again: blocks that the network held come back
+/// without a word.
+const ROOM_POLL: Duration = Duration::from_millis(20);
+
+#[derive(Debug)]
+struct Inner {
+    ring: Ring,
+    /// Woken when there is something new to send.
+    reader: Option<Waker>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    inner: Mutex<Inner>,
+    room: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // A panic elsewhere ends the program in order; until then the ring is whole: no push or take stops half way.
+        self.inner
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// The capture thread's end. Dropping it closes the ring.
+#[derive(Debug)]
+pub struct Writer(Arc<Shared>);
+
+/// The end of whoever reads and answers: request bodies, control, the status line. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Reader(Arc<Shared>);
+
+/// Splits a ring between its writer and its readers.
+pub fn share(ring: Ring) -> (Writer, Reader) {
+    let shared = Arc::new(Shared {
+        inner: Mutex::new(Inner { ring, reader: None }),
+        room: Condvar::new(),
+    });
+    (Writer(Arc::clone(&shared)), Reader(shared))
+}
+
+impl Writer {
+    /// [`Ring::push`]; with [`WhenFull::Wait`] blocks until there is room. `None` when the shutdown came first.
+    pub fn push<P: Payload + ?Sized>(
+        &mut self,
+        frame: NewFrame<'_>,
+        payload: &P,
+        when_full: WhenFull,
+        shutdown: &Shutdown,
+    ) -> Option<Push> {
+        let mut inner = self.0.lock();
+        loop {
+            match inner.ring.push(frame, payload, when_full) {
+                Push::Full if shutdown.requested() => return None,
+                Push::Full => {
+                    // A full ring is also a reason to send.
+                    Self::wake(inner);
+                    let waited = self.0.room.wait_timeout(self.0.lock(), ROOM_POLL);
+                    inner = waited.unwrap_or_else(std::sync::PoisonError::into_inner).0;
+                }
+                done => {
+                    Self::wake(inner);
+                    return Some(done);
+                }
+            }
+        }
+    }
+
+    /// [`Ring::drop_frame`].
+    pub fn drop_frame(&mut self, len: usize, reason: DropReason) {
+        self.with(|ring| ring.drop_frame(len, reason));
+    }
+
+    /// [`Ring::end_fragment`].
+    pub fn end_fragment(&mut self) {
+        self.with(Ring::end_fragment);
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut Ring) -> T) -> T {
+        let mut inner = self.0.lock();
+        let result = act(&mut inner.ring);
+        Self::wake(inner);
+        result
+    }
+
+    /// Wakes the reader after the lock is gone, so that it does not run into it.
+    fn wake(mut inner: MutexGuard<'_, Inner>) {
+        let waker = inner.reader.take();
+        drop(inner);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.with(Ring::close);
+    }
+}
+
+impl Reader {
+    /// Runs `act` under the lock. It must be short: the camera waits meanwhile.
+    pub fn with<T>(&self, act: impl FnOnce(&mut Ring) -> T) -> T {
+        let result = act(&mut self.0.lock().ring);
+        self.0.room.notify_one();
+        result
+    }
+
+    /// As [`Self::with`]; when `act` says `None`, `waker` is woken at the next change.
+    pub fn with_or_wait<T>(
+        &self,
+        waker: &Waker,
+        act: impl FnOnce(&mut Ring) -> Option<T>,
+    ) -> Option<T> {
+        let mut inner = self.0.lock();
+        let result = act(&mut inner.ring);
+        if result.is_none() {
+            inner.reader = Some(waker.clone());
+        }
+        drop(inner);
+        self.0.room.notify_one();
+        result
+    }
+}
