@@ -11,9 +11,11 @@
 //! *session* a stream's life across connections. *Rewind* goes back to the first fragment that is not confirmed, *evict*
 //! gives up a whole fragment because the ring is full.
 
+pub mod backoff;
 pub mod clock;
 pub mod codec;
 pub mod frame;
+pub mod kvs;
 pub mod mkv;
 pub mod ring;
 pub mod shutdown;

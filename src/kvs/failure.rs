@@ -1,0 +1,337 @@
+//! What a failure means: the service's error names and ERROR acknowledgements to what to do about them.
+//!
+//! The tables follow the API reference (common errors, the errors of each operation, PutMedia's ERROR acknowledgements).
+
+use std::time::Duration;
+
+/// What went wrong, as far as it decides what to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FailureKind {
+    /// No name, no route, refused, reset, timed out, cut.
+    Network,
+    /// The server took no bytes, or sent no answer or acknowledgement, for too long.
+    Stalled,
+    /// The server's certificate is not trusted, expired, or of another name.
+    Untrusted,
+    /// No provider has credentials.
+    NoCredentials,
+    /// The service does not know or no longer accepts the credentials.
+    BadCredentials,
+    /// The credentials are good and their policy does not allow the call.
+    NotPermitted,
+    /// The signature's date is too far off the service's clock.
+    Clock,
+    /// There is no such stream.
+    NotFound,
+    /// The stream is there and not ACTIVE.
+    NotActive,
+    /// Too many calls.
+    Throttled,
+    /// Another PutMedia of the stream is open: another producer's, or our own that the service has not seen end.
+    ConnectionLimit,
+    /// The endpoint is not this stream's.
+    WrongEndpoint,
+    /// The service's own fault.
+    Service,
+    /// The account has all the streams it may have.
+    StreamLimit,
+    /// The service took the fragment for bad: it was skipped.
+    FragmentRefused,
+    /// The stream's KMS key cannot be used.
+    Key,
+    /// The service finds the request itself wrong: settings, or a fault of this program.
+    Invalid,
+}
+
+/// How soon to try again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Pace {
+    /// At once, then with doubling waits.
+    Soon,
+    /// Only somebody's action helps: slowly, for ever.
+    Slow,
+}
+
+impl FailureKind {
+    /// How soon to try again.
+    pub fn pace(self) -> Pace {
+        match self {
+            Self::Network
+            | Self::Stalled
+            | Self::NotFound
+            | Self::NotActive
+            | Self::Throttled
+            | Self::ConnectionLimit
+            | Self::WrongEndpoint
+            | Self::Service
+            | Self::Clock
+            | Self::FragmentRefused => Pace::Soon,
+            Self::Untrusted
+            | Self::NoCredentials
+            | Self::BadCredentials
+            | Self::NotPermitted
+            | Self::StreamLimit
+            | Self::Key
+            | Self::Invalid => Pace::Slow,
+        }
+    }
+
+    /// Whether a fresh data endpoint may be the cure.
+    pub fn wants_endpoint(self) -> bool {
+        matches!(
+            self,
+            Self::Network
+                | Self::Stalled
+                | Self::Untrusted
+                | Self::NotFound
+                | Self::NotActive
+                | Self::WrongEndpoint
+        )
+    }
+
+    /// Whether fresh credentials may be the cure.
+    pub fn wants_credentials(self) -> bool {
+        matches!(
+            self,
+            Self::NoCredentials | Self::BadCredentials | Self::NotPermitted
+        )
+    }
+
+    /// Whether the stream has to be described anew.
+    pub fn wants_describe(self) -> bool {
+        matches!(self, Self::NotFound | Self::NotActive)
+    }
+}
+
+/// A failure: what it is, and one line for whoever has to do something about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// What it is.
+    pub kind: FailureKind,
+    /// What failed, where, and what the other side said.
+    pub message: String,
+    /// How far our clock is behind the server's, when its answer had a date: negative when ours is ahead, in ms.
+    pub clock_behind_ms: Option<i64>,
+}
+
+impl Failure {
+    /// A failure without a word about clocks.
+    pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+            clock_behind_ms: None,
+        }
+    }
+}
+
+/// What an error answer means. `error` is the exception's name (`x-amzn-ErrorType` up to a colon), empty when it is missing.
+pub fn of_answer(status: u16, error: &str, message: &str) -> FailureKind {
+    use FailureKind as K;
+    match error.trim_end_matches("Exception") {
+        "ResourceNotFound" => K::NotFound,
+        "AccessDenied" => K::NotPermitted,
+        // An expired token and a missing permission look the same here.
+        "NotAuthorized" => K::NotPermitted,
+        "UnrecognizedClient"
+        | "InvalidClientTokenId"
+        | "ExpiredToken"
+        | "MissingAuthenticationToken"
+        | "InvalidAccessKeyId" => K::BadCredentials,
+        "RequestExpired" | "RequestTimeTooSkewed" => K::Clock,
+        "InvalidSignature" | "IncompleteSignature" | "SignatureDoesNotMatch"
+            if message.contains("expired") || message.contains("not yet current") =>
+        {
+            K::Clock
+        }
+        "InvalidSignature" | "IncompleteSignature" | "SignatureDoesNotMatch" => K::BadCredentials,
+        "ConnectionLimitExceeded" => K::ConnectionLimit,
+        "ClientLimitExceeded"
+        | "Throttling"
+        | "ThrottlingException"
+        | "TooManyRequests"
+        | "LimitExceeded" => K::Throttled,
+        "AccountStreamLimitExceeded" | "DeviceStreamLimitExceeded" => K::StreamLimit,
+        "InvalidEndpoint" => K::WrongEndpoint,
+        "ResourceInUse" => K::NotActive,
+        "ServiceUnavailable" | "InternalFailure" | "InternalServerError" => K::Service,
+        "InvalidArgument"
+        | "InvalidDevice"
+        | "InvalidResourceFormat"
+        | "Validation"
+        | "ValidationError"
+        | "TagsPerResourceExceededLimit" => K::Invalid,
+        _ => match status {
+            401 => K::BadCredentials,
+            403 => K::NotPermitted,
+            404 => K::NotFound,
+            408 | 429 => K::Throttled,
+            400..=499 => K::Invalid,
+            _ => K::Service,
+        },
+    }
+}
+
+/// What to do with a fragment that an ERROR acknowledgement names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Verdict {
+    /// It may be good: it is sent again.
+    Resend,
+    /// It is bad in itself: it is dropped and counted.
+    Skip,
+}
+
+/// What an ERROR acknowledgement means. The name decides where it is known: the service has used one id for two things.
+pub fn of_error_ack(id: u32, code: &str) -> (Verdict, FailureKind) {
+    use FailureKind as K;
+    use Verdict::{Resend, Skip};
+    match (code, id) {
+        ("STREAM_READ_ERROR" | "MAX_CONNECTION_DURATION_REACHED", _) | ("", 4000 | 4003) => {
+            (Resend, K::Network)
+        }
+        (
+            "MAX_FRAGMENT_SIZE_REACHED"
+            | "MAX_FRAGMENT_DURATION_REACHED"
+            | "MIN_FRAGMENT_DURATION_REACHED"
+            | "FRAGMENT_TIMECODE_LESSER_THAN_PREVIOUS"
+            | "INVALID_MKV_DATA"
+            | "FRAGMENT_METADATA_LIMIT_REACHED"
+            | "INVALID_FRAGMENT_METADATA"
+            | "FRAMES_MISSING_FOR_TRACK",
+            _,
+        )
+        | ("", 4001 | 4002 | 4004 | 4006 | 4009 | 4011) => (Skip, K::FragmentRefused),
+        ("MORE_THAN_ALLOWED_TRACKS_FOUND" | "TRACK_NUMBER_MISMATCH", _)
+        | ("", 4005 | 4010 | 4012) => (Resend, K::Invalid),
+        ("INVALID_PRODUCER_TIMESTAMP", _) | ("", 4007) => (Resend, K::Clock),
+        ("STREAM_NOT_ACTIVE", _) | ("", 4008) => (Resend, K::NotActive),
+        ("STREAM_DELETED", _) | ("", 4507) => (Resend, K::NotFound),
+        (code, id) if code.starts_with("KMS_KEY_") || (4500..=4506).contains(&id) => {
+            (Resend, K::Key)
+        }
+        _ => (Resend, K::Service),
+    }
+}
+
+/// How long to wait between tries that only somebody's action can help.
+pub const SLOW_RETRY: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every exception and every ERROR acknowledgement that the service documents, with what is done about it.
+    #[test]
+    fn every_documented_error_has_its_reaction() {
+        use std::fmt::Write;
+        let answers = [
+            (404, "ResourceNotFoundException", ""),
+            (401, "NotAuthorizedException", ""),
+            (403, "AccessDeniedException", ""),
+            (400, "ClientLimitExceededException", ""),
+            (400, "ConnectionLimitExceededException", ""),
+            (400, "AccountStreamLimitExceededException", ""),
+            (400, "DeviceStreamLimitExceededException", ""),
+            (400, "ResourceInUseException", ""),
+            (400, "InvalidArgumentException", ""),
+            (400, "InvalidDeviceException", ""),
+            (400, "InvalidResourceFormatException", ""),
+            (400, "InvalidEndpointException", ""),
+            (400, "TagsPerResourceExceededLimitException", ""),
+            (400, "ThrottlingException", ""),
+            (503, "ServiceUnavailable", ""),
+            (500, "InternalFailure", ""),
+            (400, "RequestExpired", ""),
+            (
+                403,
+                "InvalidSignatureException",
+                "Signature expired: 20250102T030405Z is now earlier than",
+            ),
+            (
+                403,
+                "InvalidSignatureException",
+                "Signature not yet current: 20250102T030405Z is still later than",
+            ),
+            (
+                403,
+                "InvalidSignatureException",
+                "The request signature we calculated does not match",
+            ),
+            (403, "InvalidClientTokenId", ""),
+            (403, "UnrecognizedClientException", ""),
+            (403, "ExpiredTokenException", ""),
+            (401, "", ""),
+            (403, "", ""),
+            (404, "", ""),
+            (418, "", ""),
+            (500, "", ""),
+            (503, "", ""),
+        ];
+        let mut table = String::new();
+        for (status, error, message) in answers {
+            let kind = of_answer(status, error, message);
+            let hint = if message.is_empty() { "" } else { " (" };
+            let words = message
+                .split_whitespace()
+                .take(3)
+                .collect::<Vec<_>>()
+                .join(" ");
+            let close = if message.is_empty() { "" } else { ")" };
+            writeln!(
+                table,
+                "{status} {error}{hint}{words}{close}: {kind:?}, {:?}",
+                kind.pace()
+            )
+            .expect("a String");
+        }
+        let acks = [
+            (4000, "STREAM_READ_ERROR"),
+            (4001, "MAX_FRAGMENT_SIZE_REACHED"),
+            (4002, "MAX_FRAGMENT_DURATION_REACHED"),
+            (4003, "MAX_CONNECTION_DURATION_REACHED"),
+            (4004, "FRAGMENT_TIMECODE_LESSER_THAN_PREVIOUS"),
+            (4005, "MORE_THAN_ALLOWED_TRACKS_FOUND"),
+            (4006, "INVALID_MKV_DATA"),
+            (4007, "INVALID_PRODUCER_TIMESTAMP"),
+            (4008, "STREAM_NOT_ACTIVE"),
+            (4009, "FRAGMENT_METADATA_LIMIT_REACHED"),
+            (4010, "TRACK_NUMBER_MISMATCH"),
+            (4011, "FRAMES_MISSING_FOR_TRACK"),
+            (4012, "INVALID_FRAGMENT_METADATA"),
+            (4012, "MORE_THAN_ALLOWED_TRACKS_FOUND"),
+            (0, "MIN_FRAGMENT_DURATION_REACHED"),
+            (4500, "KMS_KEY_ACCESS_DENIED"),
+            (4501, "KMS_KEY_DISABLED"),
+            (4502, "KMS_KEY_VALIDATION_ERROR"),
+            (4503, "KMS_KEY_UNAVAILABLE"),
+            (4504, "KMS_KEY_INVALID_USAGE"),
+            (4505, "KMS_KEY_INVALID_STATE"),
+            (4506, "KMS_KEY_NOT_FOUND"),
+            (4507, "STREAM_DELETED"),
+            (5000, "INTERNAL_ERROR"),
+            (5001, "ARCHIVAL_ERROR"),
+            (7777, "SOMETHING_NEW"),
+        ];
+        for (id, code) in acks {
+            let (verdict, kind) = of_error_ack(id, code);
+            writeln!(
+                table,
+                "{id} {code}: {verdict:?}, {kind:?}, {:?}",
+                kind.pace()
+            )
+            .expect("a String");
+            if id != 4012 && id != 0 {
+                assert_eq!(
+                    of_error_ack(id, ""),
+                    (verdict, kind),
+                    "{id} without its name"
+                );
+            }
+        }
+        let golden = include_str!("../../tests/data/reactions.txt");
+        assert!(
+            table == golden,
+            "tests/data/reactions.txt should be:\n{table}"
+        );
+    }
+}
