@@ -205,6 +205,8 @@ pub enum Peek {
         /// Whether a fragment was begun and has not ended.
         inside: bool,
     },
+    /// Nothing, between two fragments, and the source has fallen silent.
+    Silent,
     /// Nothing, and the writer will bring no more.
     Closed,
 }
@@ -328,6 +330,7 @@ pub struct Ring {
     anchor_ms: i64,
     /// The latest time on the wire so far.
     last_timecode: Option<Timecode>,
+    silent: bool,
     closed: bool,
     counts: Counts,
 }
@@ -361,6 +364,7 @@ impl Ring {
             last_at: None,
             anchor_ms: 0,
             last_timecode: None,
+            silent: false,
             closed: false,
             counts: Counts::default(),
         }
@@ -415,6 +419,7 @@ impl Ring {
         }
         self.last_at = Some(at);
         self.awaiting_key = None;
+        self.silent = false;
         self.store(at, frame.key, payload);
         self.counts.captured.add(1, len);
         Push::Stored(self.take_frame_id())
@@ -428,10 +433,11 @@ impl Ring {
         self.take_frame_id()
     }
 
-    /// Ends the fragment that is being written, as if the next key frame had come: the camera has fallen silent or the
-    /// source is about to be opened anew. What follows starts with a key frame.
-    pub fn end_fragment(&mut self) {
+    /// The source has fallen silent, or is about to be opened anew: ends the fragment that is being written. What follows
+    /// starts with a key frame.
+    pub fn fall_silent(&mut self) {
         self.break_fragment(DropReason::CameraGap);
+        self.silent = true;
     }
 
     /// No more frames will come; what is held is still sent.

@@ -2,8 +2,9 @@
 //!
 //! The mutex is the program's only lock. It is held for a push, a frame handed over or a look, never across an `.await`.
 
+use std::future::poll_fn;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::task::Waker;
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use super::{DropReason, NewFrame, Push, Ring, WhenFull};
@@ -17,8 +18,10 @@ const ROOM_POLL: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 struct Inner {
     ring: Ring,
-    /// Woken when there is something new to send.
-    reader: Option<Waker>,
+    /// The request body, woken when there is something new to send.
+    body: Option<Waker>,
+    /// Control, while it waits for the first frame.
+    control: Option<Waker>,
 }
 
 #[derive(Debug)]
@@ -47,7 +50,11 @@ pub struct Reader(Arc<Shared>);
 /// Splits a ring between its writer and its readers.
 pub fn share(ring: Ring) -> (Writer, Reader) {
     let shared = Arc::new(Shared {
-        inner: Mutex::new(Inner { ring, reader: None }),
+        inner: Mutex::new(Inner {
+            ring,
+            body: None,
+            control: None,
+        }),
         room: Condvar::new(),
     });
     (Writer(Arc::clone(&shared)), Reader(shared))
@@ -85,9 +92,9 @@ impl Writer {
         self.with(|ring| ring.drop_frame(len, reason));
     }
 
-    /// [`Ring::end_fragment`].
-    pub fn end_fragment(&mut self) {
-        self.with(Ring::end_fragment);
+    /// [`Ring::fall_silent`].
+    pub fn fall_silent(&mut self) {
+        self.with(Ring::fall_silent);
     }
 
     fn with<T>(&self, act: impl FnOnce(&mut Ring) -> T) -> T {
@@ -99,11 +106,9 @@ impl Writer {
 
     /// Wakes the reader after the lock is gone, so that it does not run into it.
     fn wake(mut inner: MutexGuard<'_, Inner>) {
-        let waker = inner.reader.take();
+        let wakers = [inner.body.take(), inner.control.take()];
         drop(inner);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        wakers.into_iter().flatten().for_each(Waker::wake);
     }
 }
 
@@ -121,7 +126,7 @@ impl Reader {
         result
     }
 
-    /// As [`Self::with`]; when `act` says `None`, `waker` is woken at the next change.
+    /// For the request body: as [`Self::with`]; when `act` says `None`, `waker` is woken at the next change.
     pub fn with_or_wait<T>(
         &self,
         waker: &Waker,
@@ -130,10 +135,31 @@ impl Reader {
         let mut inner = self.0.lock();
         let result = act(&mut inner.ring);
         if result.is_none() {
-            inner.reader = Some(waker.clone());
+            inner.body = Some(waker.clone());
         }
         drop(inner);
         self.0.room.notify_one();
         result
+    }
+
+    /// Wakes the request body, to look at more than the ring.
+    pub fn wake_body(&self) {
+        let waker = self.0.lock().body.take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// For control: waits until there is something to send.
+    pub async fn unsent(&self) {
+        poll_fn(|context| {
+            let mut inner = self.0.lock();
+            if inner.ring.has_unsent() {
+                return Poll::Ready(());
+            }
+            inner.control = Some(context.waker().clone());
+            Poll::Pending
+        })
+        .await;
     }
 }

@@ -1,0 +1,537 @@
+//! The control plane through the AWS SDK, over the same HTTP and TLS stack as the media.
+
+use std::collections::HashMap;
+use std::error::Error as StdError;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_credential_types::Credentials;
+use aws_credential_types::provider::error::CredentialsError;
+use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, future};
+use aws_sdk_kinesisvideo::Client;
+use aws_sdk_kinesisvideo::config::IdentityCache;
+use aws_sdk_kinesisvideo::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_kinesisvideo::types::{ApiName, Status};
+use aws_smithy_async::time::TimeSource;
+use aws_smithy_runtime_api::client::http::{
+    HttpConnector, HttpConnectorFuture, SharedHttpClient, SharedHttpConnector, http_client_fn,
+};
+use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
+use aws_smithy_runtime_api::client::result::ConnectorError;
+use aws_smithy_types::body::SdkBody;
+use aws_smithy_types::retry::RetryConfig;
+use aws_smithy_types::timeout::TimeoutConfig;
+use rustls::ClientConfig;
+
+use super::failure::{self, Failure, FailureKind};
+use super::session::{Call, Reply};
+use super::sign::{self, PutMedia};
+use super::transport::untrusted;
+use crate::chain;
+use crate::clock::Clock;
+use crate::frame::{Codec, Timecode};
+
+/// For one call, from the name's look-up to the last byte of the answer.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// For TCP and TLS of one call.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Which stream, where, and what it is created with.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Name of the stream.
+    pub stream: String,
+    /// Its region, where the environment is not to decide.
+    pub region: Option<String>,
+    /// Address of the control plane, where the environment is not to decide.
+    pub endpoint: Option<String>,
+    /// Fixed credentials, where the environment is not to decide.
+    pub credentials: Option<Credentials>,
+    /// DataRetentionInHours of a stream that is created.
+    pub retention_hours: u32,
+    /// KMS key of a stream that is created.
+    pub kms_key: Option<String>,
+    /// Tags for the stream.
+    pub tags: Vec<(String, String)>,
+}
+
+/// Why streaming cannot even be tried.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nobody says which region.
+    #[error("no AWS region: give --region, or set AWS_REGION")]
+    NoRegion,
+    /// The region is none.
+    #[error("{0:?} is no AWS region: it is written like us-west-2")]
+    BadRegion(String),
+    /// The HTTP client could not be made.
+    #[error("cannot set up the HTTP client")]
+    Client(#[from] reqwest::Error),
+    /// The address of the control plane is none.
+    #[error("the endpoint {0:?} is no http or https address")]
+    BadEndpoint(String),
+}
+
+/// What is learnt while running.
+#[derive(Debug, Default)]
+struct Learnt {
+    credentials: Option<Credentials>,
+    /// How far our clock is behind the service's, in ms.
+    clock_behind_ms: i64,
+}
+
+#[derive(Debug, Clone)]
+struct Shared {
+    clock: Clock,
+    learnt: Arc<Mutex<Learnt>>,
+}
+
+impl Shared {
+    fn with<T>(&self, act: impl FnOnce(&mut Learnt) -> T) -> T {
+        act(&mut self.learnt.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The wall clock as the service has it, as far as that is known.
+    fn service_time(&self) -> Duration {
+        let behind = self.with(|learnt| learnt.clock_behind_ms);
+        let by = Duration::from_millis(behind.unsigned_abs());
+        if behind < 0 {
+            self.clock.wall().saturating_sub(by)
+        } else {
+            self.clock.wall() + by
+        }
+    }
+}
+
+/// Gives the SDK the credentials that the session has asked for.
+impl ProvideCredentials for Shared {
+    fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+    where
+        Self: 'a,
+    {
+        let credentials = self.with(|learnt| learnt.credentials.clone());
+        future::ProvideCredentials::ready(
+            credentials.ok_or_else(|| CredentialsError::not_loaded("none so far")),
+        )
+    }
+}
+
+/// Gives the SDK the service's time to sign with.
+impl TimeSource for Shared {
+    fn now(&self) -> SystemTime {
+        UNIX_EPOCH + self.service_time()
+    }
+}
+
+/// The way to the service.
+#[derive(Debug, Clone)]
+pub struct Aws {
+    options: Options,
+    region: String,
+    place: String,
+    client: Client,
+    provider: SharedCredentialsProvider,
+    shared: Shared,
+}
+
+impl Aws {
+    /// Reads the environment and the AWS config files. Makes no call, but for a region that only the instance metadata
+    /// service knows.
+    ///
+    /// # Errors
+    /// When there is no usable region or endpoint.
+    pub async fn load(options: Options, tls: &ClientConfig, clock: Clock) -> Result<Self, Error> {
+        let http = http_client(tls)?;
+        let shared = Shared {
+            clock,
+            learnt: Arc::default(),
+        };
+        let mut loader = aws_config::defaults(BehaviorVersion::latest())
+            .http_client(http)
+            .time_source(shared.clone())
+            // The session tries again, and knows when not to.
+            .retry_config(RetryConfig::disabled())
+            .timeout_config(
+                TimeoutConfig::builder()
+                    .operation_timeout(CALL_TIMEOUT)
+                    .build(),
+            );
+        if let Some(region) = &options.region {
+            loader = loader.region(Region::new(region.clone()));
+        }
+        if let Some(endpoint) = &options.endpoint {
+            loader = loader.endpoint_url(endpoint);
+        }
+        if let Some(credentials) = &options.credentials {
+            loader = loader.credentials_provider(credentials.clone());
+        }
+        let sdk: SdkConfig = loader.load().await;
+        let region = sdk.region().ok_or(Error::NoRegion)?.to_string();
+        let plain =
+            |letter: char| letter.is_ascii_lowercase() || letter.is_ascii_digit() || letter == '-';
+        if !region.contains('-') || !region.chars().all(plain) {
+            return Err(Error::BadRegion(region));
+        }
+        let provider = sdk.credentials_provider().ok_or(Error::NoRegion)?;
+        let config = aws_sdk_kinesisvideo::config::Builder::from(&sdk)
+            .identity_cache(IdentityCache::no_cache())
+            .credentials_provider(shared.clone())
+            .build();
+        let endpoint = options
+            .endpoint
+            .clone()
+            .or_else(|| configured_endpoint(&sdk));
+        if let Some(endpoint) = &endpoint {
+            check_endpoint(endpoint)?;
+        }
+        let place = endpoint.unwrap_or_else(|| format!("region {region}"));
+        Ok(Self {
+            options,
+            region,
+            place,
+            client: Client::from_conf(config),
+            provider,
+            shared,
+        })
+    }
+
+    /// Where the control plane is, for the log.
+    pub fn place(&self) -> &str {
+        &self.place
+    }
+
+    /// Makes a call. `codec` is what a stream that has to be created will carry.
+    ///
+    /// # Errors
+    /// What went wrong, sorted, in one line.
+    pub async fn call(&self, call: Call, codec: Option<Codec>) -> Result<Reply, Failure> {
+        let work = async {
+            match call {
+                Call::Credentials => self.credentials().await,
+                Call::Describe => self.describe().await,
+                Call::Create => self.create(codec).await,
+                Call::Tag => self.tag().await,
+                Call::Endpoint => self.endpoint().await,
+            }
+        };
+        tokio::time::timeout(CALL_TIMEOUT, work)
+            .await
+            .unwrap_or_else(|_| {
+                let message = format!(
+                    "{call:?}: no answer from {} for {} s",
+                    self.place,
+                    CALL_TIMEOUT.as_secs()
+                );
+                Err(Failure::new(FailureKind::Network, message))
+            })
+    }
+
+    /// The signed headers of a PutMedia request to `origin` that begins now.
+    ///
+    /// # Errors
+    /// When there are no credentials, or a value cannot stand in a header.
+    pub fn put_media(&self, origin: &str, start: Timecode) -> Result<http::HeaderMap, sign::Error> {
+        let host = origin
+            .split_once("://")
+            .map_or(origin, |(_, rest)| rest)
+            .trim_end_matches('/');
+        let credentials = self.shared.with(|learnt| learnt.credentials.clone());
+        let request = PutMedia {
+            stream: &self.options.stream,
+            host,
+            region: &self.region,
+            start,
+            signed_at: self.shared.service_time(),
+        };
+        // Without credentials the session does not get here; the service would say so.
+        let credentials =
+            credentials.unwrap_or_else(|| Credentials::new("", "", None, None, "none"));
+        sign::headers(&request, &credentials)
+    }
+
+    /// The wall clock as the service has it, as far as that is known.
+    pub fn service_time(&self) -> Duration {
+        self.shared.service_time()
+    }
+
+    /// Takes a hint that our clock is off. Returns whether that is news.
+    pub fn learn_clock(&self, behind_ms: i64) -> bool {
+        const NEWS_MS: u64 = 5_000;
+        self.shared.with(|learnt| {
+            let news = learnt.clock_behind_ms.abs_diff(behind_ms) > NEWS_MS;
+            if news {
+                learnt.clock_behind_ms = behind_ms;
+            }
+            news
+        })
+    }
+
+    async fn credentials(&self) -> Result<Reply, Failure> {
+        let credentials = self.provider.provide_credentials().await.map_err(|error| match error {
+            CredentialsError::CredentialsNotLoaded(_) => Failure::new(
+                FailureKind::NoCredentials,
+                "no AWS credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+            ),
+            error => Failure::new(
+                FailureKind::NoCredentials,
+                format!("no AWS credentials: {}", chain(&error)),
+            ),
+        })?;
+        let left = credentials.expiry().map(|expiry| {
+            expiry
+                .duration_since(UNIX_EPOCH)
+                .unwrap_or_default()
+                .saturating_sub(self.service_time())
+        });
+        let until = left.map(|left| self.shared.clock.now() + left);
+        self.shared
+            .with(|learnt| learnt.credentials = Some(credentials));
+        Ok(Reply::Credentials(until))
+    }
+
+    async fn describe(&self) -> Result<Reply, Failure> {
+        let call = self
+            .client
+            .describe_stream()
+            .stream_name(&self.options.stream);
+        let answer = call
+            .send()
+            .await
+            .map_err(|error| self.failure("DescribeStream", &error))?;
+        let stream = answer
+            .stream_info()
+            .ok_or_else(|| self.incomplete("DescribeStream"))?;
+        let status = stream.status();
+        Ok(Reply::Described {
+            active: matches!(status, Some(Status::Active | Status::Updating)),
+            deleting: matches!(status, Some(Status::Deleting)),
+            retention_hours: stream
+                .data_retention_in_hours()
+                .and_then(|hours| u32::try_from(hours).ok())
+                .unwrap_or(0),
+        })
+    }
+
+    async fn create(&self, codec: Option<Codec>) -> Result<Reply, Failure> {
+        let hours = i32::try_from(self.options.retention_hours).unwrap_or(i32::MAX);
+        let call = self
+            .client
+            .create_stream()
+            .stream_name(&self.options.stream)
+            .set_media_type(codec.map(|codec| codec.media_type().to_owned()))
+            .data_retention_in_hours(hours)
+            .set_kms_key_id(self.options.kms_key.clone())
+            .set_tags((!self.options.tags.is_empty()).then(|| self.tags()));
+        call.send()
+            .await
+            .map_err(|error| self.failure("CreateStream", &error))?;
+        Ok(Reply::Created)
+    }
+
+    async fn tag(&self) -> Result<Reply, Failure> {
+        let call = self
+            .client
+            .tag_stream()
+            .stream_name(&self.options.stream)
+            .set_tags(Some(self.tags()));
+        call.send()
+            .await
+            .map_err(|error| self.failure("TagStream", &error))?;
+        Ok(Reply::Tagged)
+    }
+
+    async fn endpoint(&self) -> Result<Reply, Failure> {
+        let call = self
+            .client
+            .get_data_endpoint()
+            .stream_name(&self.options.stream)
+            .api_name(ApiName::PutMedia);
+        let answer = call
+            .send()
+            .await
+            .map_err(|error| self.failure("GetDataEndpoint", &error))?;
+        let origin = answer
+            .data_endpoint()
+            .ok_or_else(|| self.incomplete("GetDataEndpoint"))?;
+        Ok(Reply::Endpoint(origin.to_owned()))
+    }
+
+    fn tags(&self) -> HashMap<String, String> {
+        self.options.tags.iter().cloned().collect()
+    }
+
+    fn incomplete(&self, call: &str) -> Failure {
+        let message = format!(
+            "{call}: the answer from {} lacks what was asked for",
+            self.place
+        );
+        Failure::new(FailureKind::Service, message)
+    }
+
+    fn failure<E>(&self, call: &str, error: &SdkError<E, HttpResponse>) -> Failure
+    where
+        E: ProvideErrorMetadata + StdError + 'static,
+    {
+        let place = &self.place;
+        let raw = error.raw_response();
+        let clock_behind_ms = raw.and_then(|raw| {
+            let date = httpdate::parse_http_date(raw.headers().get("date")?).ok()?;
+            let server = date.duration_since(UNIX_EPOCH).ok()?.as_millis();
+            Some(
+                i64::try_from(server).ok()?
+                    - i64::try_from(self.shared.clock.wall().as_millis()).ok()?,
+            )
+        });
+        let failure = match (error, raw) {
+            (SdkError::ServiceError(context), Some(raw)) => {
+                let code = context.err().code().unwrap_or_default();
+                let said = context.err().message().unwrap_or_default();
+                let status = raw.status().as_u16();
+                let kind = failure::of_answer(status, code, said);
+                let stream = &self.options.stream;
+                let colon = if said.is_empty() { "" } else { ": " };
+                let message = format!(
+                    "{call} of {stream:?} at {place} was refused with {status} {code}{colon}{said}"
+                );
+                Failure::new(kind, message)
+            }
+            (_, Some(raw)) => {
+                let status = raw.status().as_u16();
+                let kind = failure::of_answer(status, "", "");
+                let advice = "is the endpoint that of Kinesis Video Streams?";
+                let message =
+                    format!("{call} at {place}: the answer ({status}) cannot be read; {advice}");
+                Failure::new(kind, message)
+            }
+            (error, None) => {
+                if let Some(reason) = tls_error(error) {
+                    Failure::new(FailureKind::Untrusted, untrusted(place, reason))
+                } else {
+                    self.unreachable(call, error)
+                }
+            }
+        };
+        Failure {
+            clock_behind_ms,
+            ..failure
+        }
+    }
+
+    fn unreachable(&self, call: &str, error: &(dyn StdError + 'static)) -> Failure {
+        let cause = root_cause(error);
+        let unresolved = chain(error).to_string().contains("dns error");
+        let advice = match (unresolved, self.place.strip_prefix("region ")) {
+            (true, Some(region)) => {
+                format!("; is the region {region:?} right, and the network up?")
+            }
+            (true, None) => "; is the endpoint's name right, and the network up?".to_owned(),
+            _ => String::new(),
+        };
+        let message = format!("{call}: cannot reach {}: {cause}{advice}", self.place);
+        Failure::new(FailureKind::Network, message)
+    }
+}
+
+fn configured_endpoint(sdk: &SdkConfig) -> Option<String> {
+    let of_service = std::env::var("AWS_ENDPOINT_URL_KINESIS_VIDEO").ok();
+    of_service
+        .filter(|url| !url.is_empty())
+        .or_else(|| sdk.endpoint_url().map(str::to_owned))
+}
+
+fn check_endpoint(endpoint: &str) -> Result<(), Error> {
+    let uri: Option<http::Uri> = endpoint.parse().ok();
+    let usable = uri.is_some_and(|uri| {
+        matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some()
+    });
+    if usable {
+        Ok(())
+    } else {
+        Err(Error::BadEndpoint(endpoint.into()))
+    }
+}
+
+/// The last error of the chain: the operating system's or the library's word, without the wrappings.
+fn root_cause<'a>(error: &'a (dyn StdError + 'static)) -> &'a (dyn StdError + 'static) {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error
+}
+
+/// The refusal of a certificate, wherever it is in the chain. An `io::Error` hides what it wraps from `source`.
+fn tls_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Error> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found @ rustls::Error::InvalidCertificate(_)) = error.downcast_ref() {
+            return Some(found);
+        }
+        let inside = error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref);
+        next = match inside {
+            Some(inside) => Some(inside as &(dyn StdError + 'static)),
+            None => error.source(),
+        };
+    }
+    None
+}
+
+/// The SDK's calls over one `reqwest` client.
+#[derive(Debug, Clone)]
+struct Connector(reqwest::Client);
+
+impl HttpConnector for Connector {
+    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        let client = self.0.clone();
+        HttpConnectorFuture::new(async move {
+            let request = request
+                .try_into_http1x()
+                .map_err(|error| ConnectorError::user(error.into()))?;
+            let request = request.map(|body| body.bytes().map(<[u8]>::to_vec).unwrap_or_default());
+            let request = reqwest::Request::try_from(request).map_err(connector_error)?;
+            let response = client.execute(request).await.map_err(connector_error)?;
+            let (status, headers) = (response.status(), response.headers().clone());
+            let body = response.bytes().await.map_err(connector_error)?;
+            let mut response = http::Response::new(SdkBody::from(body));
+            *response.status_mut() = status;
+            *response.headers_mut() = headers;
+            HttpResponse::try_from(response).map_err(|error| ConnectorError::user(error.into()))
+        })
+    }
+}
+
+fn connector_error(error: reqwest::Error) -> ConnectorError {
+    if error.is_timeout() {
+        ConnectorError::timeout(error.into())
+    } else {
+        ConnectorError::io(error.into())
+    }
+}
+
+fn http_client(tls: &ClientConfig) -> Result<SharedHttpClient, reqwest::Error> {
+    let client = reqwest::Client::builder()
+        .tls_backend_preconfigured(tls.clone())
+        .http1_only()
+        .connect_timeout(CONNECT_TIMEOUT)
+        // A call in 40 minutes needs no connection kept open.
+        .pool_max_idle_per_host(1)
+        .pool_idle_timeout(Duration::from_secs(10))
+        .redirect(reqwest::redirect::Policy::none())
+        .build()?;
+    let connector = SharedHttpConnector::new(Connector(client));
+    Ok(http_client_fn(move |_, _| connector.clone()))
+}
+
+/// The CA file that the environment names, where no option does: as AWS's producer and as OpenSSL have it.
+pub fn ca_file_from_environment() -> Option<PathBuf> {
+    ["AWS_KVS_CACERT_PATH", "SSL_CERT_FILE"]
+        .iter()
+        .find_map(|name| std::env::var_os(name).filter(|value| !value.is_empty()))
+        .map(PathBuf::from)
+}

@@ -1,0 +1,324 @@
+//! Carries out the session's actions: calls, connections, the ring's cursor. No decision is made here.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustls::ClientConfig;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{AbortHandle, JoinSet};
+use tracing::{debug, error, info, warn};
+
+use super::aws::Aws;
+use super::failure::{Failure, FailureKind, Pace};
+use super::session::{Action, Call, Event, Note, Now, Outcome, Session, Settings};
+use super::transport::{self, Route, Start};
+use super::upload::{Handle, UploadBody};
+use crate::clock::Clock;
+use crate::frame::{Codec, Timecode};
+use crate::ring::shared::Reader;
+use crate::ring::{ConnectionId, Peek};
+
+/// What the status line and the report want to know of the network side.
+#[derive(Debug, Clone, Default)]
+pub struct Status {
+    /// Connections opened so far.
+    pub connections: u64,
+    /// Whether the service has accepted the connection in use.
+    pub streaming: bool,
+    /// The fragment confirmed last, and when on our monotonic clock.
+    pub last_persisted: Option<(Timecode, Instant)>,
+}
+
+/// What the application tells a running control task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// The source is at its end: send what is held, until then.
+    Drain(Instant),
+    /// End now.
+    Abort,
+}
+
+struct Live {
+    abort: AbortHandle,
+    origin: String,
+    start: Option<oneshot::Sender<Start>>,
+    body: Handle,
+}
+
+/// See the module.
+pub struct Control {
+    session: Session,
+    aws: Aws,
+    tls: Arc<ClientConfig>,
+    ring: Reader,
+    clock: Clock,
+    codec: Option<Codec>,
+    events: mpsc::UnboundedReceiver<Event>,
+    /// Given to calls, connections and bodies. At most a few events a fragment, and control does nothing else than read
+    /// them, so the queue stays as short as it is unbounded.
+    sender: mpsc::UnboundedSender<Event>,
+    tasks: JoinSet<()>,
+    live: HashMap<ConnectionId, Live>,
+    status: watch::Sender<Status>,
+}
+
+impl Control {
+    /// A control task that has not started. `codec` is what a missing stream is created for, where the media does not say.
+    pub fn new(
+        settings: Settings,
+        aws: Aws,
+        tls: Arc<ClientConfig>,
+        ring: Reader,
+        clock: Clock,
+        codec: Option<Codec>,
+    ) -> Self {
+        let (sender, events) = mpsc::unbounded_channel();
+        Self {
+            session: Session::new(settings),
+            aws,
+            tls,
+            ring,
+            clock,
+            codec,
+            events,
+            sender,
+            tasks: JoinSet::new(),
+            live: HashMap::new(),
+            status: watch::channel(Status::default()).0,
+        }
+    }
+
+    /// Follows what happens.
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.status.subscribe()
+    }
+
+    /// Runs until the session has ended. `orders` may be closed: then nobody gives any.
+    pub async fn run(mut self, mut orders: mpsc::UnboundedReceiver<Order>) -> Outcome {
+        self.settle(Event::Tick);
+        loop {
+            if let Some(outcome) = self.session.outcome() {
+                return outcome.clone();
+            }
+            let deadline = self.session.deadline();
+            let timer = async {
+                match deadline {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let event = tokio::select! {
+                biased;
+                Some(order) = orders.recv() => match order {
+                    Order::Drain(until) => Event::Drain(until),
+                    Order::Abort => Event::Abort,
+                },
+                Some(event) = self.events.recv() => event,
+                () = timer => Event::Tick,
+                () = self.ring.unsent(), if self.session.awaits_media() => Event::Tick,
+                Some(done) = self.tasks.join_next() => {
+                    if let Err(failed) = done && failed.is_panic() {
+                        // The panic was logged by the hook; what it served is taken for lost by its deadline.
+                        error!(error = %failed, "a task has panicked");
+                    }
+                    Event::Tick
+                }
+            };
+            self.settle(event);
+        }
+    }
+
+    /// Hands an event to the session and does all that it says. What that changes is handed over as a tick, until nothing
+    /// is left to do.
+    fn settle(&mut self, event: Event) {
+        if let Event::Lost(id, _) = &event {
+            self.live.remove(id);
+        }
+        if let Event::Lost(_, failure) | Event::Replied(_, Err(failure)) = &event {
+            self.learn_clock(failure);
+        }
+        let mut next = Some(event);
+        while let Some(event) = next.take() {
+            let now = self.now();
+            self.session.handle(event, now);
+            while let Some(action) = self.session.next_action() {
+                if !matches!(action, Action::Note(_)) {
+                    next = Some(Event::Tick);
+                }
+                if let Some(event) = self.perform(action) {
+                    // The session hears of it first: nothing else has happened meanwhile.
+                    let now = self.now();
+                    self.session.handle(event, now);
+                }
+            }
+        }
+        let connections = self.session.connections_opened();
+        let streaming = self.session.is_streaming();
+        self.status.send_if_modified(|status| {
+            let changed = (status.connections, status.streaming) != (connections, streaming);
+            status.connections = connections;
+            status.streaming = streaming;
+            changed
+        });
+    }
+
+    fn now(&self) -> Now {
+        let (unsent, done) = self.ring.with(|ring| (ring.has_unsent(), ring.is_done()));
+        let current = self.session.current().and_then(|id| self.live.get(&id));
+        Now {
+            at: self.clock.now(),
+            unsent,
+            done,
+            taken: current.map_or(0, |live| live.body.taken() as u64),
+            jitter: self.clock.jitter(),
+        }
+    }
+
+    fn perform(&mut self, action: Action) -> Option<Event> {
+        match action {
+            Action::Call(call) => self.call(call),
+            Action::Open(id, origin) => self.open(id, origin),
+            Action::Start(id) => return self.start(id),
+            Action::Finish(id) => {
+                if let Some(live) = self.live.get(&id) {
+                    live.body.finish(&self.ring);
+                }
+            }
+            Action::Close(id) => {
+                if let Some(live) = self.live.remove(&id) {
+                    debug!(connection = %id, "connection closed");
+                    live.abort.abort();
+                }
+            }
+            Action::Rewind(id) => {
+                let again = self.ring.with(|ring| ring.rewind(id));
+                if again > 0 {
+                    info!(connection = %id, fragments = again, "will be sent again");
+                }
+            }
+            Action::Confirm(timecode) => self.confirm(timecode),
+            Action::Refuse(timecode) => {
+                self.ring.with(|ring| ring.refuse_fragment(timecode));
+            }
+            Action::Note(note) => log(&note),
+        }
+        None
+    }
+
+    fn call(&mut self, call: Call) {
+        let (aws, sender) = (self.aws.clone(), self.sender.clone());
+        let codec = self.ring.with(|ring| match ring.peek() {
+            Peek::Fragment(track) => Some(track.codec),
+            _ => None,
+        });
+        let codec = codec.or(self.codec);
+        self.tasks.spawn(async move {
+            let reply = aws.call(call, codec).await;
+            let _ = sender.send(Event::Replied(call, reply));
+        });
+    }
+
+    fn open(&mut self, id: ConnectionId, origin: String) {
+        debug!(connection = %id, origin, "connecting");
+        let (start, started) = oneshot::channel();
+        let tls = Arc::clone(&self.tls);
+        let route = Route {
+            id,
+            origin: origin.clone(),
+            tls,
+            clock: self.clock,
+        };
+        let abort = self
+            .tasks
+            .spawn(transport::run(route, started, self.sender.clone()));
+        let body = Handle::default();
+        self.live.insert(
+            id,
+            Live {
+                abort,
+                origin,
+                start: Some(start),
+                body,
+            },
+        );
+    }
+
+    fn start(&mut self, id: ConnectionId) -> Option<Event> {
+        let live = self.live.get_mut(&id)?;
+        // The wall clock is read here and nowhere else for media: frames keep the camera's spacing from now on.
+        let wall_ms = u64::try_from(self.aws.service_time().as_millis()).unwrap_or(u64::MAX);
+        let headers = match self.aws.put_media(&live.origin, Timecode(wall_ms)) {
+            Ok(headers) => headers,
+            Err(error) => {
+                let failure = Failure::new(FailureKind::Invalid, crate::chain(&error).to_string());
+                live.abort.abort();
+                self.live.remove(&id);
+                return Some(Event::Lost(id, failure));
+            }
+        };
+        let anchor = i64::try_from(wall_ms).unwrap_or(i64::MAX)
+            - i64::try_from(self.clock.media().0).unwrap_or(0);
+        self.ring.with(|ring| ring.set_anchor(anchor));
+        let body = UploadBody::new(
+            id,
+            self.ring.clone(),
+            live.body.clone(),
+            self.sender.clone(),
+        );
+        if let Some(start) = live.start.take() {
+            // Where the connection is gone already, its Lost is on the way.
+            let _ = start.send(Start { headers, body });
+        }
+        None
+    }
+
+    fn confirm(&mut self, timecode: Timecode) {
+        let Some(fragment) = self.ring.with(|ring| ring.confirm(timecode)) else {
+            return;
+        };
+        debug!(%timecode, frames = fragment.amount.frames, bytes = fragment.amount.bytes, "fragment persisted");
+        let at = self.clock.now();
+        self.status
+            .send_modify(|status| status.last_persisted = Some((timecode, at)));
+    }
+
+    fn learn_clock(&self, failure: &Failure) {
+        let Some(behind_ms) = failure
+            .clock_behind_ms
+            .filter(|_| failure.kind == FailureKind::Clock)
+        else {
+            return;
+        };
+        if self.aws.learn_clock(behind_ms) {
+            let by = Duration::from_millis(behind_ms.unsigned_abs());
+            let direction = if behind_ms < 0 { "ahead of" } else { "behind" };
+            warn!(
+                "this machine's clock is {by:?} {direction} the service's: going on with the service's time"
+            );
+        }
+    }
+}
+
+fn log(note: &Note) {
+    match note {
+        Note::Failed(failure, wait) => {
+            let wait_s = wait.as_secs_f32();
+            match failure.kind.pace() {
+                Pace::Soon => warn!(retry_in_s = wait_s, "{}", failure.message),
+                Pace::Slow => error!(retry_in_s = wait_s, "{}", failure.message),
+            }
+        }
+        Note::Creating => info!("the stream is not there: creating it"),
+        Note::WaitingForActive => info!("waiting until the stream is ACTIVE"),
+        Note::DescribeNotPermitted => {
+            info!("DescribeStream is not permitted: the stream is taken for ACTIVE");
+        }
+        Note::NotTagged(failure) => warn!("the stream is not tagged: {}", failure.message),
+        Note::Streaming(connection) => info!(%connection, "streaming"),
+        Note::Rotating(connection, why) => info!(%connection, why, "preparing the next connection"),
+        Note::FragmentRefused(timecode, why) => {
+            warn!(fragment = %timecode, "a fragment is dropped because {why}");
+        }
+    }
+}

@@ -1,0 +1,989 @@
+//! The session: a stream's life across connections. It decides which call comes next, when to open, rotate, rewind and
+//! wait; control does it.
+//!
+//! ```text
+//!   Credentials -> Describe -> (Create -> wait until ACTIVE) -> (Tag) -> Endpoint -> Open -> Start -> .. ACKs .. -> done
+//!       ^                                                                   |           |
+//!       '---------------------- wait (backoff) <----------------------------'-----------'
+//! ```
+//!
+//! What is known (credentials, that the stream is ACTIVE, its endpoint) is kept until a failure casts doubt on it; the next step
+//! is always the first that is missing. Connections have a life of their own:
+//!
+//! ```text
+//!   Opening -> Ready -> Head -> Streaming -> Draining -> gone
+//!   TCP, TLS    waits    200?    media, ACKs   last ACKs
+//! ```
+//!
+//! At a rotation the new connection waits in Ready until the old one's body has ended at a fragment boundary: the service
+//! allows one PutMedia for a stream.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use super::ack::{Ack, AckKind};
+use super::failure::{self, Failure, FailureKind, Pace, Verdict};
+use crate::backoff::Backoff;
+use crate::frame::Timecode;
+use crate::ring::ConnectionId;
+
+/// The session's durations and permissions.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Whether a missing stream is created.
+    pub create: bool,
+    /// Whether the stream is to be tagged.
+    pub tag: bool,
+    /// Whether a failure that only somebody's action can cure ends the session as long as nothing was ever streamed: for a
+    /// file. A camera goes on trying.
+    pub give_up: bool,
+    /// For TCP and TLS to be up.
+    pub connect_timeout: Duration,
+    /// For the head of the answer after the request's.
+    pub head_timeout: Duration,
+    /// For the first acknowledgement of what was sent, and for bytes to move while there are any to send.
+    pub progress_timeout: Duration,
+    /// For a fragment that was sent whole to be confirmed.
+    pub confirm_timeout: Duration,
+    /// Between two looks at a stream that is being created.
+    pub poll: Duration,
+    /// For a stream that is being created to be ACTIVE.
+    pub active_timeout: Duration,
+    /// How long a data endpoint is used before it is asked for again.
+    pub endpoint_age: Duration,
+    /// How long a connection lives at most; up to a tenth less, by chance, so that cameras do not rotate in step.
+    pub connection_age: Duration,
+    /// A connection is rotated this long before its credentials expire.
+    pub credential_margin: Duration,
+    /// The range of the wait after the second failure in a row, doubling from there.
+    pub first_wait: Duration,
+    /// The longest wait between tries.
+    pub longest_wait: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            create: true,
+            tag: false,
+            give_up: false,
+            connect_timeout: Duration::from_secs(5),
+            head_timeout: Duration::from_secs(5),
+            progress_timeout: Duration::from_secs(5),
+            confirm_timeout: Duration::from_secs(20),
+            // The service allows 5 DescribeStream a second and stream.
+            poll: Duration::from_secs(1),
+            active_timeout: Duration::from_secs(30),
+            // The developer guide asks for a fresh endpoint about every 45 minutes.
+            endpoint_age: Duration::from_mins(40),
+            // The service ends a connection after 45 minutes (ERROR ACK 4003).
+            connection_age: Duration::from_mins(40),
+            credential_margin: Duration::from_mins(3),
+            first_wait: Duration::from_millis(250),
+            longest_wait: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Credentials are used for at least this long before better ones are asked for, however soon they end.
+const LEAST_CREDENTIAL_USE: Duration = Duration::from_secs(30);
+
+/// A step that takes a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Call {
+    /// Credentials from whoever provides them.
+    Credentials,
+    /// DescribeStream.
+    Describe,
+    /// CreateStream.
+    Create,
+    /// TagStream.
+    Tag,
+    /// GetDataEndpoint for PUT_MEDIA.
+    Endpoint,
+}
+
+/// What a call brought.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reply {
+    /// Credentials, good until then; for ever where that is not known.
+    Credentials(Option<Instant>),
+    /// The stream is there.
+    Described {
+        /// Whether its status is ACTIVE, or UPDATING, which takes media as well.
+        active: bool,
+        /// Whether it is being deleted.
+        deleting: bool,
+        /// DataRetentionInHours; 0 means that nothing is ever PERSISTED.
+        retention_hours: u32,
+    },
+    /// The stream is being created, or was there already.
+    Created,
+    /// It has the tags.
+    Tagged,
+    /// The origin for PutMedia.
+    Endpoint(String),
+}
+
+/// Why a request body ended; always at a fragment boundary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum BodyEnd {
+    /// It was asked to: rotation.
+    Asked,
+    /// The next fragment has other parameter sets or another size: it needs another header.
+    TrackChanged,
+    /// The camera has fallen silent: the service would close an idle connection.
+    Silent,
+    /// The source is at its end and all was sent.
+    Closed,
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// Time has passed, or the ring has changed.
+    Tick,
+    /// A call has ended.
+    Replied(Call, Result<Reply, Failure>),
+    /// TCP and TLS are up.
+    Opened(ConnectionId),
+    /// The service has answered 200.
+    Accepted(ConnectionId),
+    /// The body has handed over the start of a fragment.
+    Begun(ConnectionId, Timecode),
+    /// The body has handed over the last byte of a fragment.
+    Sent(ConnectionId, Timecode),
+    /// The body is at its end.
+    BodyEnded(ConnectionId, BodyEnd),
+    /// An acknowledgement.
+    Ack(ConnectionId, Ack),
+    /// It could not be opened, was refused, broke, or the answer ended. Nothing of it is left.
+    Lost(ConnectionId, Failure),
+    /// The source is at its end or was stopped: until the time given what is held may still be sent.
+    Drain(Instant),
+    /// End now.
+    Abort,
+}
+
+/// What surrounds an event.
+#[derive(Debug, Clone, Copy)]
+pub struct Now {
+    /// The time.
+    pub at: Instant,
+    /// Whether a frame waits to be handed over.
+    pub unsent: bool,
+    /// Whether the source is at its end and nothing is left in the ring.
+    pub done: bool,
+    /// Bytes that the current connection's body has handed over, ever.
+    pub taken: u64,
+    /// By chance, in `0.0..1.0`.
+    pub jitter: f64,
+}
+
+/// Something for control to do. All of them are done before the next event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Make the call and bring its reply.
+    Call(Call),
+    /// Bring TCP and TLS up to this origin.
+    Open(ConnectionId, String),
+    /// Sign and send the request's head and let the body follow.
+    Start(ConnectionId),
+    /// End the body at the next fragment boundary.
+    Finish(ConnectionId),
+    /// Drop the connection, now. No event follows.
+    Close(ConnectionId),
+    /// Send again what the connection carried and nobody confirmed.
+    Rewind(ConnectionId),
+    /// The fragment leaves the ring: it is safe.
+    Confirm(Timecode),
+    /// The fragment leaves the ring: it is refused.
+    Refuse(Timecode),
+    /// Something for the log.
+    Note(Note),
+}
+
+/// Something for the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Note {
+    /// A call or connection failed; the next try comes after the wait.
+    Failed(Failure, Duration),
+    /// The stream was not there and is being created.
+    Creating,
+    /// The stream is there but not ACTIVE yet.
+    WaitingForActive,
+    /// DescribeStream is not permitted: the stream is taken for ACTIVE.
+    DescribeNotPermitted,
+    /// The tags could not be set; streaming goes on.
+    NotTagged(Failure),
+    /// Media flows.
+    Streaming(ConnectionId),
+    /// A new connection is being prepared; why.
+    Rotating(ConnectionId, &'static str),
+    /// The service refused a fragment.
+    FragmentRefused(Timecode, String),
+}
+
+/// How the session ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// All that was captured and could be sent is confirmed.
+    Done,
+    /// The time to drain is over, or somebody wanted an end at once.
+    OutOfTime(Option<Failure>),
+    /// Going on is pointless.
+    GaveUp(Failure),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stream {
+    Unknown,
+    Missing,
+    /// Being created, since when and when to look again.
+    Pending {
+        since: Instant,
+        look: Instant,
+    },
+    Active,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Level {
+    Nothing,
+    Buffering,
+    Received,
+}
+
+/// A fragment on a connection that is not confirmed.
+#[derive(Debug)]
+struct InFlight {
+    timecode: Timecode,
+    begun: Instant,
+    sent: Option<Instant>,
+    level: Level,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Opening,
+    Ready,
+    Head,
+    Streaming,
+    Draining,
+}
+
+#[derive(Debug)]
+struct Connection {
+    id: ConnectionId,
+    phase: Phase,
+    since: Instant,
+    rotate_at: Instant,
+    credentials_end: bool,
+    finishing: bool,
+    last_ack: Instant,
+    in_flight: VecDeque<InFlight>,
+}
+
+/// Credentials at hand.
+#[derive(Debug, Clone, Copy)]
+struct Granted {
+    since: Instant,
+    until: Option<Instant>,
+}
+
+/// The flow of bytes into the current connection.
+#[derive(Debug, Clone, Copy)]
+struct Flow {
+    looked: Option<Instant>,
+    taken: u64,
+    /// Since when bytes have waited and none was taken.
+    stuck: Option<Instant>,
+}
+
+/// See the module. Pure: it is told the time and what happened, and says what to do.
+#[derive(Debug)]
+pub struct Session {
+    settings: Settings,
+    credentials: Option<Granted>,
+    stream: Stream,
+    retains: bool,
+    tagged: bool,
+    endpoint: Option<(String, Instant)>,
+    call: Option<Call>,
+    connections: Vec<Connection>,
+    next_connection: u64,
+    flow: Flow,
+    backoff: Backoff,
+    wait: Option<Instant>,
+    drain: Option<Instant>,
+    ever_streamed: bool,
+    last_failure: Option<Failure>,
+    actions: VecDeque<Action>,
+    outcome: Option<Outcome>,
+}
+
+impl Session {
+    /// A session that knows nothing yet. The first [`Event::Tick`] starts it.
+    pub fn new(settings: Settings) -> Self {
+        let backoff = Backoff::new(settings.first_wait, settings.longest_wait);
+        Self {
+            settings,
+            credentials: None,
+            stream: Stream::Unknown,
+            retains: true,
+            tagged: false,
+            endpoint: None,
+            call: None,
+            connections: Vec::new(),
+            next_connection: 0,
+            flow: Flow {
+                looked: None,
+                taken: 0,
+                stuck: None,
+            },
+            backoff,
+            wait: None,
+            drain: None,
+            ever_streamed: false,
+            last_failure: None,
+            actions: VecDeque::new(),
+            outcome: None,
+        }
+    }
+
+    /// Takes in what happened. What to do about it comes from [`Self::next_action`].
+    pub fn handle(&mut self, event: Event, now: Now) {
+        if self.outcome.is_some() {
+            return;
+        }
+        match event {
+            Event::Tick => {}
+            Event::Replied(call, reply) => self.replied(call, reply, now),
+            Event::Opened(id) => self.opened(id, now),
+            Event::Accepted(id) => self.accepted(id, now),
+            Event::Begun(id, timecode) => {
+                if let Some(connection) = self.connection(id) {
+                    let in_flight = InFlight {
+                        timecode,
+                        begun: now.at,
+                        sent: None,
+                        level: Level::Nothing,
+                    };
+                    connection.in_flight.push_back(in_flight);
+                }
+            }
+            Event::Sent(id, timecode) => {
+                if let Some(fragment) = self.in_flight(id, timecode) {
+                    fragment.sent = Some(now.at);
+                }
+            }
+            Event::BodyEnded(id, _) => self.body_ended(id, now),
+            Event::Ack(id, ack) => self.acknowledged(id, ack, now),
+            Event::Lost(id, failure) => self.lost(id, failure, now),
+            Event::Drain(until) => self.drain = Some(until),
+            Event::Abort => self.end(Outcome::OutOfTime(self.last_failure.clone())),
+        }
+        self.watch(now);
+        self.advance(now);
+        self.start_ready(now);
+    }
+
+    /// The next thing to do, oldest first.
+    pub fn next_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// When to send [`Event::Tick`] at the latest.
+    pub fn deadline(&self) -> Option<Instant> {
+        if self.outcome.is_some() {
+            return None;
+        }
+        // While a call or a connection is under way it brings the next event.
+        let free = self.call.is_none() && !self.preparing();
+        let look = match self.stream {
+            Stream::Pending { look, .. } => Some(look),
+            _ => None,
+        };
+        let carrier = self.carrier();
+        let rotate = carrier
+            .filter(|carrier| carrier.phase == Phase::Streaming && !carrier.finishing)
+            .map(|carrier| carrier.rotate_at);
+        let next_step = match (look.into_iter().chain(rotate).min(), self.wait) {
+            (Some(next), Some(wait)) => Some(next.max(wait)),
+            (next, wait) => next.or(wait),
+        }
+        .filter(|_| free);
+        // Nobody tells when a write begins to stand still: it is looked for.
+        let flow = carrier
+            .and(self.flow.looked)
+            .map(|looked| looked + self.settings.progress_timeout / 4);
+        let dues = self
+            .connections
+            .iter()
+            .filter_map(|connection| self.due(connection).map(|(due, _)| due));
+        [next_step, self.drain, flow]
+            .into_iter()
+            .flatten()
+            .chain(dues)
+            .min()
+    }
+
+    /// Whether only a frame in the ring makes a next step possible.
+    pub fn awaits_media(&self) -> bool {
+        self.outcome.is_none()
+            && self.call.is_none()
+            && self.wait.is_none()
+            && matches!(self.stream, Stream::Active | Stream::Missing)
+            && self.carrier().is_none()
+            && !self.preparing()
+    }
+
+    /// How it ended, once it has.
+    pub fn outcome(&self) -> Option<&Outcome> {
+        self.outcome.as_ref()
+    }
+
+    /// Connections that were opened so far.
+    pub fn connections_opened(&self) -> u64 {
+        self.next_connection
+    }
+
+    /// The connection that carries media now, if there is one.
+    pub fn current(&self) -> Option<ConnectionId> {
+        self.carrier().map(|connection| connection.id)
+    }
+
+    /// Whether the service has accepted the connection that carries media now.
+    pub fn is_streaming(&self) -> bool {
+        self.carrier()
+            .is_some_and(|connection| connection.phase == Phase::Streaming)
+    }
+
+    /// What failed last, unless a fragment was confirmed since.
+    pub fn last_failure(&self) -> Option<&Failure> {
+        self.last_failure.as_ref()
+    }
+
+    // ---- what happened ----
+
+    fn replied(&mut self, call: Call, reply: Result<Reply, Failure>, now: Now) {
+        if self.call != Some(call) {
+            return;
+        }
+        self.call = None;
+        match reply {
+            Ok(Reply::Credentials(until)) => {
+                self.credentials = Some(Granted {
+                    since: now.at,
+                    until,
+                })
+            }
+            Ok(Reply::Described {
+                active,
+                deleting,
+                retention_hours,
+            }) => {
+                self.retains = retention_hours > 0;
+                if deleting {
+                    let message = "the stream is being deleted: wait until it is gone, or stream to another name";
+                    self.fail(Failure::new(FailureKind::NotActive, message), now);
+                } else if active {
+                    self.stream = Stream::Active;
+                } else {
+                    self.await_active(now);
+                }
+            }
+            Ok(Reply::Created) => self.await_active(now),
+            Ok(Reply::Tagged) => self.tagged = true,
+            Ok(Reply::Endpoint(url)) => self.endpoint = Some((url, now.at)),
+            Err(failure) => self.call_failed(call, failure, now),
+        }
+    }
+
+    fn call_failed(&mut self, call: Call, failure: Failure, now: Now) {
+        match (call, failure.kind) {
+            (Call::Describe, FailureKind::NotFound) if self.settings.create => {
+                self.stream = Stream::Missing
+            }
+            (Call::Describe, FailureKind::NotFound) => {
+                let advice = "create it, or leave out --no-create";
+                let failure = Failure {
+                    kind: FailureKind::Invalid,
+                    message: format!("{}; {advice}", failure.message),
+                    ..failure
+                };
+                self.fail(failure, now);
+            }
+            // GetDataEndpoint and PutMedia are all that ingest needs.
+            (Call::Describe, FailureKind::NotPermitted) => {
+                self.stream = Stream::Active;
+                self.note(Note::DescribeNotPermitted);
+            }
+            (Call::Create, FailureKind::NotActive) => self.stream = Stream::Unknown,
+            // Media matters more than tags.
+            (Call::Tag, FailureKind::NotPermitted | FailureKind::Invalid) => {
+                self.tagged = true;
+                self.note(Note::NotTagged(failure));
+            }
+            _ => self.fail(failure, now),
+        }
+    }
+
+    fn await_active(&mut self, now: Now) {
+        let since = match self.stream {
+            Stream::Pending { since, .. } => since,
+            _ => {
+                self.note(Note::WaitingForActive);
+                now.at
+            }
+        };
+        if now.at.duration_since(since) > self.settings.active_timeout {
+            let message = format!(
+                "the stream is not ACTIVE after {} s",
+                self.settings.active_timeout.as_secs()
+            );
+            self.fail(Failure::new(FailureKind::NotActive, message), now);
+        } else {
+            self.stream = Stream::Pending {
+                since,
+                look: now.at + self.settings.poll,
+            };
+        }
+    }
+
+    fn opened(&mut self, id: ConnectionId, now: Now) {
+        let settings = &self.settings;
+        let spread = (settings.connection_age / 10).mul_f64(now.jitter.clamp(0.0, 1.0));
+        let by_age = now.at + settings.connection_age - spread;
+        // Credentials that are granted for less than the margin are still good: not a rotation after the other.
+        let least = now.at + settings.connection_age.min(LEAST_CREDENTIAL_USE);
+        let by_credentials = self
+            .credentials
+            .and_then(|granted| granted.until)
+            .map(|until| {
+                until
+                    .checked_sub(settings.credential_margin)
+                    .unwrap_or(now.at)
+                    .max(least)
+            });
+        let Some(connection) = self.connection(id) else {
+            return;
+        };
+        connection.phase = Phase::Ready;
+        connection.since = now.at;
+        connection.rotate_at = by_credentials.map_or(by_age, |end| end.min(by_age));
+        connection.credentials_end = by_credentials.is_some_and(|end| end < by_age);
+        if let Some(carrier) = self.carrier_mut() {
+            if !carrier.finishing {
+                carrier.finishing = true;
+                let carrier = carrier.id;
+                self.actions.push_back(Action::Finish(carrier));
+            }
+        }
+    }
+
+    fn accepted(&mut self, id: ConnectionId, now: Now) {
+        let Some(connection) = self.connection(id) else {
+            return;
+        };
+        if connection.phase == Phase::Head {
+            connection.phase = Phase::Streaming;
+            connection.since = now.at;
+        }
+        connection.last_ack = now.at;
+        self.ever_streamed = true;
+        self.note(Note::Streaming(id));
+    }
+
+    fn body_ended(&mut self, id: ConnectionId, now: Now) {
+        if let Some(connection) = self.connection(id) {
+            connection.phase = Phase::Draining;
+            connection.since = now.at;
+            self.drop_empty();
+        }
+    }
+
+    fn acknowledged(&mut self, id: ConnectionId, ack: Ack, now: Now) {
+        let retains = self.retains;
+        let Some(connection) = self.connection(id) else {
+            return;
+        };
+        connection.last_ack = now.at;
+        let level = match ack.kind {
+            AckKind::Idle => return,
+            AckKind::Error { id: error, code } => {
+                return self.refused(id, error, &code, ack.timecode, now);
+            }
+            AckKind::Buffering => Level::Buffering,
+            AckKind::Received => Level::Received,
+            AckKind::Persisted => Level::Received,
+        };
+        let Some(timecode) = ack.timecode else { return };
+        let confirmed =
+            ack.kind == AckKind::Persisted || (ack.kind == AckKind::Received && !retains);
+        let Some(index) = connection
+            .in_flight
+            .iter()
+            .position(|fragment| fragment.timecode == timecode)
+        else {
+            return;
+        };
+        if confirmed && connection.in_flight[index].sent.is_some() {
+            connection.in_flight.remove(index);
+            self.actions.push_back(Action::Confirm(timecode));
+            self.backoff.reset();
+            self.last_failure = None;
+            self.drop_empty();
+        } else {
+            let fragment = &mut connection.in_flight[index];
+            fragment.level = fragment.level.max(level);
+        }
+    }
+
+    /// An ERROR acknowledgement: the connection is at its end.
+    fn refused(
+        &mut self,
+        id: ConnectionId,
+        error: u32,
+        code: &str,
+        timecode: Option<Timecode>,
+        now: Now,
+    ) {
+        let (verdict, kind) = failure::of_error_ack(error, code);
+        let oldest = self
+            .connection(id)
+            .and_then(|connection| connection.in_flight.front())
+            .map(|oldest| oldest.timecode);
+        // Some errors name no fragment, or one that was never sent: then the oldest is meant.
+        let named = timecode.filter(|&timecode| self.in_flight(id, timecode).is_some());
+        let message = format!("the service answered ERROR {error} {code}");
+        if let (Verdict::Skip, Some(timecode)) = (verdict, named.or(oldest)) {
+            self.actions.push_back(Action::Refuse(timecode));
+            self.note(Note::FragmentRefused(timecode, message.clone()));
+        }
+        self.actions.push_back(Action::Close(id));
+        self.lost(id, Failure::new(kind, message), now);
+    }
+
+    fn lost(&mut self, id: ConnectionId, failure: Failure, now: Now) {
+        let Some(index) = self
+            .connections
+            .iter()
+            .position(|connection| connection.id == id)
+        else {
+            return;
+        };
+        let lost = self.connections.remove(index);
+        match lost.phase {
+            // The answer ends after the last acknowledgement.
+            Phase::Draining if lost.in_flight.is_empty() => return,
+            // It had carried nothing.
+            Phase::Opening | Phase::Ready => {}
+            Phase::Head | Phase::Streaming | Phase::Draining => {
+                // What it carried goes out again, before anything later: whoever carries that has to stop first.
+                for later in self
+                    .connections
+                    .extract_if(.., |connection| connection.id > id)
+                {
+                    self.actions.push_back(Action::Close(later.id));
+                    self.actions.push_back(Action::Rewind(later.id));
+                }
+                self.actions.push_back(Action::Rewind(id));
+            }
+        }
+        self.fail(failure, now);
+    }
+
+    fn fail(&mut self, failure: Failure, now: Now) {
+        let kind = failure.kind;
+        let first = self.backoff.failures() == 0;
+        if kind.wants_endpoint() {
+            self.endpoint = None;
+        }
+        if kind.wants_describe() {
+            self.stream = Stream::Unknown;
+        }
+        if kind.wants_credentials() {
+            self.credentials = None;
+        }
+        let hopeless = kind.pace() == Pace::Slow;
+        let curable = first && kind.wants_credentials() && self.ever_streamed;
+        let mut wait = self.backoff.next_wait(now.jitter);
+        if kind == FailureKind::ConnectionLimit || kind == FailureKind::Throttled {
+            // At once is too soon for a service that has not seen the last connection end.
+            wait = wait.max(self.settings.first_wait);
+        }
+        if hopeless && !curable {
+            wait = failure::SLOW_RETRY.min(self.settings.longest_wait);
+        }
+        self.note(Note::Failed(failure.clone(), wait));
+        self.last_failure = Some(failure.clone());
+        let over = self.settings.give_up || self.drain.is_some();
+        if hopeless && !self.ever_streamed && over {
+            self.end(Outcome::GaveUp(failure));
+        } else {
+            self.wait = Some(now.at + wait);
+        }
+    }
+
+    // ---- deadlines ----
+
+    /// When the connection counts as dead, and why, unless something moves before.
+    fn due(&self, connection: &Connection) -> Option<(Instant, &'static str)> {
+        let settings = &self.settings;
+        match connection.phase {
+            Phase::Opening => {
+                return Some((connection.since + settings.connect_timeout, "no connection"));
+            }
+            Phase::Ready => return None,
+            Phase::Head => {
+                return Some((
+                    connection.since + settings.head_timeout,
+                    "no answer to PutMedia",
+                ));
+            }
+            Phase::Streaming | Phase::Draining => {}
+        }
+        let silent = connection.in_flight.iter().filter_map(|fragment| {
+            let since = match (fragment.level, fragment.sent) {
+                (Level::Nothing, _) => fragment.begun,
+                (Level::Buffering, Some(sent)) => sent,
+                _ => return None,
+            };
+            Some(since.max(connection.last_ack) + settings.progress_timeout)
+        });
+        let silent = silent.min().map(|due| (due, "no acknowledgement"));
+        let unconfirmed = connection
+            .in_flight
+            .iter()
+            .filter_map(|fragment| fragment.sent)
+            .min();
+        let unconfirmed = unconfirmed.map(|sent| {
+            (
+                sent + settings.confirm_timeout,
+                "a fragment is not confirmed",
+            )
+        });
+        silent.into_iter().chain(unconfirmed).min()
+    }
+
+    fn watch(&mut self, now: Now) {
+        if self.outcome.is_some() {
+            return;
+        }
+        self.watch_flow(now);
+        let due = self.connections.iter().find_map(|connection| {
+            let (due, what) = self.due(connection)?;
+            (now.at >= due).then_some((connection.id, what))
+        });
+        if let Some((id, what)) = due {
+            self.stalled(id, what, now);
+        }
+        let Some(until) = self.drain else { return };
+        let hopeless = self
+            .last_failure
+            .as_ref()
+            .filter(|failure| failure.kind.pace() == Pace::Slow);
+        match hopeless {
+            _ if now.done => self.end(Outcome::Done),
+            Some(failure) if !self.ever_streamed => self.end(Outcome::GaveUp(failure.clone())),
+            _ if now.at >= until => self.end(Outcome::OutOfTime(self.last_failure.clone())),
+            _ => {}
+        }
+    }
+
+    /// A write that stands still: bytes wait, and none was taken for too long.
+    fn watch_flow(&mut self, now: Now) {
+        let Some(carrier) = self.carrier().map(|carrier| carrier.id) else {
+            return;
+        };
+        self.flow.looked = Some(now.at);
+        if !now.unsent || now.taken != self.flow.taken {
+            self.flow.taken = now.taken;
+            self.flow.stuck = None;
+        } else {
+            let since = *self.flow.stuck.get_or_insert(now.at);
+            if now.at >= since + self.settings.progress_timeout {
+                self.stalled(carrier, "the connection takes no more bytes", now);
+            }
+        }
+    }
+
+    fn stalled(&mut self, id: ConnectionId, what: &str, now: Now) {
+        self.actions.push_back(Action::Close(id));
+        let message = format!(
+            "{what} for {} s",
+            self.settings.progress_timeout.as_secs_f32()
+        );
+        self.lost(id, Failure::new(FailureKind::Stalled, message), now);
+    }
+
+    // ---- what comes next ----
+
+    fn advance(&mut self, now: Now) {
+        if self.outcome.is_some() || self.call.is_some() || self.preparing() {
+            return;
+        }
+        if self.wait.is_some_and(|until| now.at < until) {
+            return;
+        }
+        self.wait = None;
+        if let Some(carrier) = self.carrier() {
+            // A connection that is still waiting for its 200 is not rotated.
+            if carrier.finishing || carrier.phase == Phase::Head || now.at < carrier.rotate_at {
+                return;
+            }
+        }
+        if !self
+            .credentials
+            .is_some_and(|granted| self.is_good(granted, now))
+        {
+            return self.call(Call::Credentials);
+        }
+        match self.stream {
+            Stream::Unknown => return self.call(Call::Describe),
+            // The media says what type it is created with.
+            Stream::Missing if !now.unsent => return,
+            Stream::Missing => {
+                self.note(Note::Creating);
+                return self.call(Call::Create);
+            }
+            Stream::Pending { look, .. } if now.at >= look => return self.call(Call::Describe),
+            Stream::Pending { .. } => return,
+            Stream::Active => {}
+        }
+        if self.settings.tag && !self.tagged {
+            return self.call(Call::Tag);
+        }
+        let age = self.settings.endpoint_age;
+        let fresh = self
+            .endpoint
+            .as_ref()
+            .filter(|(_, since)| now.at.duration_since(*since) < age);
+        let Some((url, _)) = fresh.cloned() else {
+            return self.call(Call::Endpoint);
+        };
+        // Nothing to send yet: an idle PutMedia would be closed by the service.
+        if self.carrier().is_none() && !now.unsent {
+            return;
+        }
+        self.open(url, now);
+    }
+
+    /// Whether a connection may be opened with these credentials.
+    fn is_good(&self, granted: Granted, now: Now) -> bool {
+        let fresh = now.at < granted.since + LEAST_CREDENTIAL_USE;
+        fresh
+            || granted
+                .until
+                .is_none_or(|until| now.at + self.settings.credential_margin < until)
+    }
+
+    fn call(&mut self, call: Call) {
+        self.call = Some(call);
+        self.actions.push_back(Action::Call(call));
+    }
+
+    fn open(&mut self, url: String, now: Now) {
+        let id = ConnectionId(self.next_connection);
+        self.next_connection += 1;
+        if let Some(carrier) = self.carrier() {
+            let why = if carrier.credentials_end {
+                "its credentials end"
+            } else {
+                "its age"
+            };
+            self.note(Note::Rotating(id, why));
+        }
+        self.connections.push(Connection {
+            id,
+            phase: Phase::Opening,
+            since: now.at,
+            rotate_at: now.at,
+            credentials_end: false,
+            finishing: false,
+            last_ack: now.at,
+            in_flight: VecDeque::new(),
+        });
+        self.actions.push_back(Action::Open(id, url));
+    }
+
+    /// A connection that is ready starts as soon as nobody else carries media.
+    fn start_ready(&mut self, now: Now) {
+        if self.carrier().is_some() {
+            return;
+        }
+        let ready = self
+            .connections
+            .iter_mut()
+            .find(|connection| connection.phase == Phase::Ready);
+        if let Some(connection) = ready {
+            connection.phase = Phase::Head;
+            connection.since = now.at;
+            connection.last_ack = now.at;
+            let id = connection.id;
+            self.flow = Flow {
+                looked: Some(now.at),
+                taken: now.taken,
+                stuck: None,
+            };
+            self.actions.push_back(Action::Start(id));
+        }
+    }
+
+    /// Closes connections whose body has ended and whose fragments are all confirmed.
+    fn drop_empty(&mut self) {
+        let actions = &mut self.actions;
+        self.connections.retain(|connection| {
+            let over = connection.phase == Phase::Draining && connection.in_flight.is_empty();
+            if over {
+                actions.push_back(Action::Close(connection.id));
+            }
+            !over
+        });
+    }
+
+    fn end(&mut self, outcome: Outcome) {
+        for connection in self.connections.drain(..) {
+            self.actions.push_back(Action::Close(connection.id));
+        }
+        self.outcome = Some(outcome);
+    }
+
+    fn note(&mut self, note: Note) {
+        self.actions.push_back(Action::Note(note));
+    }
+
+    fn connection(&mut self, id: ConnectionId) -> Option<&mut Connection> {
+        self.connections
+            .iter_mut()
+            .find(|connection| connection.id == id)
+    }
+
+    fn in_flight(&mut self, id: ConnectionId, timecode: Timecode) -> Option<&mut InFlight> {
+        self.connection(id)?
+            .in_flight
+            .iter_mut()
+            .find(|fragment| fragment.timecode == timecode)
+    }
+
+    /// The connection whose body takes frames from the ring.
+    fn carrier(&self) -> Option<&Connection> {
+        self.connections
+            .iter()
+            .find(|connection| matches!(connection.phase, Phase::Head | Phase::Streaming))
+    }
+
+    fn carrier_mut(&mut self) -> Option<&mut Connection> {
+        self.connections
+            .iter_mut()
+            .find(|connection| matches!(connection.phase, Phase::Head | Phase::Streaming))
+    }
+
+    /// Whether a connection is on its way that has not started.
+    fn preparing(&self) -> bool {
+        self.connections
+            .iter()
+            .any(|connection| matches!(connection.phase, Phase::Opening | Phase::Ready))
+    }
+}

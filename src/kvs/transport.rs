@@ -1,0 +1,324 @@
+//! One PutMedia connection on the wire: TCP, TLS, the request, its answer.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::DATE;
+use http::{HeaderMap, Request, Uri, Version};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, lookup_host};
+use tokio::sync::{mpsc, oneshot};
+use tokio_rustls::TlsConnector;
+
+use super::ack::AckParser;
+use super::failure::{self, Failure, FailureKind};
+use super::session::Event;
+use super::upload::UploadBody;
+use crate::chain;
+use crate::clock::Clock;
+use crate::ring::ConnectionId;
+
+/// What the kernel may hold of what was handed to it, in bytes (it doubles the number for its own book-keeping). Enough for
+/// 10 Mbit/s over 100 ms; what is in there is neither in the ring's hands nor the service's.
+const SEND_BUFFER_BYTES: usize = 128 * 1024;
+
+/// The kernel gives up on a peer that has acknowledged nothing for this long, should the session not have done so before.
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The largest error answer that is read, in bytes.
+const MAX_ERROR_BYTES: usize = 16 * 1024;
+
+/// What control gives a connection to start with: headers are signed at the last moment.
+#[derive(Debug)]
+pub struct Start {
+    /// All headers, signed.
+    pub headers: HeaderMap,
+    /// Where the media comes from.
+    pub body: UploadBody,
+}
+
+/// What a connection needs to know.
+#[derive(Debug, Clone)]
+pub struct Route {
+    /// Which.
+    pub id: ConnectionId,
+    /// Origin of the data endpoint, as the service gave it.
+    pub origin: String,
+    /// Whom to trust.
+    pub tls: Arc<ClientConfig>,
+    /// For the clock hint in error answers.
+    pub clock: Clock,
+}
+
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
+/// Lives as long as the connection: reports everything to `events`, the last being [`Event::Lost`]. Dropping it closes the
+/// connection at once.
+pub async fn run(
+    route: Route,
+    start: oneshot::Receiver<Start>,
+    events: mpsc::UnboundedSender<Event>,
+) {
+    let id = route.id;
+    let failure = drive(&route, start, &events).await;
+    // Control is gone only when the program ends.
+    let _ = events.send(Event::Lost(id, failure));
+}
+
+async fn drive(
+    route: &Route,
+    start: oneshot::Receiver<Start>,
+    events: &mpsc::UnboundedSender<Event>,
+) -> Failure {
+    let stream = match connect(&route.origin, &route.tls).await {
+        Ok(stream) => stream,
+        Err(failure) => return failure,
+    };
+    let (mut sender, connection) =
+        match http1::handshake::<_, UploadBody>(TokioIo::new(stream)).await {
+            Ok(both) => both,
+            Err(error) => return broken(&error),
+        };
+    let _ = events.send(Event::Opened(route.id));
+    tokio::pin!(connection);
+
+    let start = tokio::select! {
+        result = &mut connection => return ended(result),
+        start = start => match start {
+            Ok(start) => start,
+            Err(_) => return Failure::new(FailureKind::Network, "the connection was not needed"),
+        },
+    };
+    let mut request = Request::new(start.body);
+    *request.method_mut() = http::Method::POST;
+    *request.uri_mut() = Uri::from_static("/putMedia");
+    *request.version_mut() = Version::HTTP_11;
+    *request.headers_mut() = start.headers;
+
+    let exchange = async {
+        let response = match sender.send_request(request).await {
+            Ok(response) => response,
+            Err(error) => return broken(&error),
+        };
+        if response.status() == http::StatusCode::OK {
+            let _ = events.send(Event::Accepted(route.id));
+            read_acks(route.id, response.into_body(), events).await
+        } else {
+            refusal(response, route.clock).await
+        }
+    };
+    tokio::pin!(exchange);
+    // The exchange goes on for a moment after the connection is done: what was read last is still in it.
+    let mut running = true;
+    loop {
+        tokio::select! {
+            biased;
+            failure = &mut exchange => return failure,
+            _ = &mut connection, if running => running = false,
+        }
+    }
+}
+
+async fn read_acks(
+    id: ConnectionId,
+    body: Incoming,
+    events: &mpsc::UnboundedSender<Event>,
+) -> Failure {
+    let mut parser = AckParser::default();
+    let mut body = std::pin::pin!(body);
+    loop {
+        match std::future::poll_fn(|context| body.as_mut().poll_frame(context)).await {
+            Some(Ok(frame)) => {
+                let bytes = frame.into_data().unwrap_or_default();
+                parser.push(&bytes, |ack| match ack {
+                    Ok(ack) => {
+                        let _ = events.send(Event::Ack(id, ack));
+                    }
+                    Err(error) => {
+                        tracing::warn!(connection = %id, %error, "acknowledgement skipped")
+                    }
+                });
+            }
+            Some(Err(error)) => return broken(&error),
+            None => return Failure::new(FailureKind::Network, "the service ended the connection"),
+        }
+    }
+}
+
+/// An answer other than 200.
+async fn refusal(response: http::Response<Incoming>, clock: Clock) -> Failure {
+    let (head, body) = response.into_parts();
+    let text = error_text(body).await;
+    let error = error_name(&head.headers);
+    let said: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
+    let message = ["message", "Message"]
+        .iter()
+        .find_map(|key| said[*key].as_str())
+        .unwrap_or_default();
+    let kind = failure::of_answer(head.status.as_u16(), error, message);
+    let request = header(&head.headers, &["x-amzn-requestid", "x-amz-requestid"]);
+    let mut text = format!("PutMedia was refused with {} {error}", head.status.as_u16());
+    for (before, part) in [(": ", message), ("; request id ", request)] {
+        if !part.is_empty() {
+            text.push_str(before);
+            text.push_str(part);
+        }
+    }
+    Failure {
+        clock_behind_ms: clock_behind(&head.headers, clock),
+        ..Failure::new(kind, text)
+    }
+}
+
+/// The exception's name: `x-amzn-ErrorType` may go on with a colon and an address.
+fn error_name(headers: &HeaderMap) -> &str {
+    let value = header(headers, &["x-amzn-errortype", "x-amz-errortype"]);
+    value
+        .split(':')
+        .next()
+        .unwrap_or_default()
+        .rsplit('#')
+        .next()
+        .unwrap_or_default()
+}
+
+fn header<'a>(headers: &'a HeaderMap, names: &[&str]) -> &'a str {
+    names
+        .iter()
+        .find_map(|name| headers.get(*name)?.to_str().ok())
+        .unwrap_or_default()
+}
+
+/// How far our wall clock is behind the answer's `Date`, in ms.
+fn clock_behind(headers: &HeaderMap, clock: Clock) -> Option<i64> {
+    let date = httpdate::parse_http_date(headers.get(DATE)?.to_str().ok()?).ok()?;
+    let server = date.duration_since(std::time::UNIX_EPOCH).ok()?.as_millis();
+    let ours = clock.wall().as_millis();
+    Some(i64::try_from(server).ok()? - i64::try_from(ours).ok()?)
+}
+
+async fn error_text(body: Incoming) -> Vec<u8> {
+    let mut text = Vec::new();
+    let mut body = std::pin::pin!(body);
+    while let Some(Ok(frame)) =
+        std::future::poll_fn(|context| body.as_mut().poll_frame(context)).await
+    {
+        text.extend_from_slice(&frame.into_data().unwrap_or_else(|_| Bytes::new()));
+        if text.len() > MAX_ERROR_BYTES {
+            break;
+        }
+    }
+    text
+}
+
+async fn connect(origin: &str, tls: &Arc<ClientConfig>) -> Result<Box<dyn Stream>, Failure> {
+    let bad = || {
+        let message = format!("the data endpoint {origin:?} is no http or https address");
+        Failure::new(FailureKind::WrongEndpoint, message)
+    };
+    let uri: Uri = origin.parse().map_err(|_| bad())?;
+    let host = uri
+        .host()
+        .ok_or_else(bad)?
+        .trim_start_matches('[')
+        .trim_end_matches(']');
+    let secure = match uri.scheme_str() {
+        Some("https") => true,
+        Some("http") => false,
+        _ => return Err(bad()),
+    };
+    let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
+    let tcp = tcp(host, port).await?;
+    if !secure {
+        return Ok(Box::new(tcp));
+    }
+    let name = ServerName::try_from(host.to_owned()).map_err(|_| bad())?;
+    let stream = TlsConnector::from(Arc::clone(tls)).connect(name, tcp).await;
+    stream
+        .map(|stream| Box::new(stream) as Box<dyn Stream>)
+        .map_err(|error| tls_failure(host, &error))
+}
+
+async fn tcp(host: &str, port: u16) -> Result<TcpStream, Failure> {
+    let network = |what: &str, error: &io::Error| {
+        Failure::new(
+            FailureKind::Network,
+            format!("{what} {host}:{port}: {error}"),
+        )
+    };
+    let addresses = lookup_host((host, port))
+        .await
+        .map_err(|error| network("cannot resolve", &error))?;
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in addresses {
+        match TcpStream::connect(address).await {
+            Ok(stream) => {
+                tune(&stream).map_err(|error| network("cannot set up the socket to", &error))?;
+                return Ok(stream);
+            }
+            Err(error) => last = error,
+        }
+    }
+    Err(network("cannot connect to", &last))
+}
+
+fn tune(stream: &TcpStream) -> io::Result<()> {
+    // A frame goes out when it is there.
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
+    socket.set_tcp_user_timeout(Some(TCP_USER_TIMEOUT))
+}
+
+fn tls_failure(host: &str, error: &io::Error) -> Failure {
+    let certificate = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>())
+        .filter(|inner| matches!(inner, rustls::Error::InvalidCertificate(_)));
+    match certificate {
+        Some(reason) => Failure::new(FailureKind::Untrusted, untrusted(host, reason)),
+        None => Failure::new(
+            FailureKind::Network,
+            format!("TLS with {host} failed: {error}"),
+        ),
+    }
+}
+
+/// What is wrong with a certificate, and what to do.
+pub(super) fn untrusted(host: &str, reason: &rustls::Error) -> String {
+    use rustls::CertificateError as C;
+    let advice = match reason {
+        rustls::Error::InvalidCertificate(
+            C::NotValidYet | C::NotValidYetContext { .. } | C::Expired | C::ExpiredContext { .. },
+        ) => "is this machine's clock right?",
+        rustls::Error::InvalidCertificate(
+            C::NotValidForName | C::NotValidForNameContext { .. },
+        ) => "is the endpoint's address right?",
+        _ => "if it is of your own CA, give its certificate with --ca-file",
+    };
+    format!("the certificate of {host} is not accepted: {reason}; {advice}")
+}
+
+fn ended(result: Result<(), hyper::Error>) -> Failure {
+    match result {
+        Ok(()) => Failure::new(FailureKind::Network, "the service closed the connection"),
+        Err(error) => broken(&error),
+    }
+}
+
+fn broken(error: &hyper::Error) -> Failure {
+    Failure::new(
+        FailureKind::Network,
+        format!("the connection broke: {}", chain(error)),
+    )
+}
