@@ -11,15 +11,20 @@
 //! *session* a stream's life across connections. *Rewind* goes back to the first fragment that is not confirmed, *evict*
 //! gives up a whole fragment because the ring is full.
 
+pub mod app;
 pub mod backoff;
+pub mod cli;
 pub mod clock;
 pub mod codec;
 pub mod frame;
 pub mod kvs;
+pub mod log;
 pub mod mkv;
+pub mod report;
 pub mod ring;
 pub mod shutdown;
 pub mod source;
+pub mod status;
 
 #[cfg(feature = "local")]
 pub mod local;

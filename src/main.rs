@@ -1,2 +1,96 @@
-//! kvsProducerApp.
-fn main() {}
+//! Parse, start the log, run, turn the outcome into an exit code.
+
+#![expect(non_snake_case, reason = "the binary's name is given")]
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+use kvs_producer_app::app::{self, Error, Exit};
+use kvs_producer_app::chain;
+use kvs_producer_app::cli::Args;
+use rustix::process::{Resource, Rlimit, setrlimit};
+
+fn main() -> ExitCode {
+    no_core_dumps();
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            // Help and version are no errors; clap knows where each belongs.
+            let _ = error.print();
+            let asked = matches!(
+                error.kind(),
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+            );
+            return code(if asked { Exit::Persisted } else { Exit::Usage });
+        }
+    };
+    match start(args) {
+        Ok(exit) => code(exit),
+        Err(Failed { exit, message }) => {
+            eprintln!("kvsProducerApp: {message}");
+            code(exit)
+        }
+    }
+}
+
+/// Why nothing was streamed.
+struct Failed {
+    exit: Exit,
+    message: String,
+}
+
+fn start(args: Args) -> Result<Exit, Failed> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        // Only names are resolved on it.
+        .max_blocking_threads(2)
+        .thread_stack_size(256 * 1024)
+        .build()
+        .map_err(|error| Failed {
+            exit: Exit::Internal,
+            message: format!("cannot start: {error}"),
+        })?;
+    let exit = stream(args, &runtime)?;
+    // A name that is still being resolved is not waited for.
+    runtime.shutdown_background();
+    Ok(exit)
+}
+
+fn stream(args: Args, runtime: &tokio::runtime::Runtime) -> Result<Exit, Failed> {
+    let config = args.into_config().map_err(|message| Failed {
+        exit: Exit::Usage,
+        message,
+    })?;
+    kvs_producer_app::log::start(config.log_level, config.log_format);
+    let summary = runtime.block_on(app::run(config)).map_err(|error| Failed {
+        exit: match &error {
+            Error::Tls(_) | Error::Aws(_) => Exit::Usage,
+            Error::Source(_) => Exit::NoSource,
+            _ => Exit::Internal,
+        },
+        message: chain(&error).to_string(),
+    })?;
+    if let Some(failure) = &summary.report.failure {
+        eprintln!("kvsProducerApp: {failure}");
+    } else if summary.exit == Exit::NoMedia {
+        eprintln!(
+            "kvsProducerApp: nothing could be streamed: no key frame with its parameter sets came from the source"
+        );
+    }
+    Ok(summary.exit)
+}
+
+fn code(exit: Exit) -> ExitCode {
+    ExitCode::from(exit as u8)
+}
+
+/// Memory holds credentials and video: a crash leaves none of it on a disk.
+fn no_core_dumps() {
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    // Lowering a limit is always permitted.
+    let _ = setrlimit(Resource::Core, none);
+}

@@ -111,6 +111,28 @@ impl DropReason {
     }
 }
 
+impl DropReason {
+    /// One line for the log: the likely cause, and what to do.
+    pub fn explanation(self) -> &'static str {
+        match self {
+            Self::BeforeKeyFrame => "waiting for the first key frame",
+            Self::NoParameterSets => {
+                "a key frame came without SPS and PPS: let the encoder repeat them with each key frame"
+            }
+            Self::CameraGap => "the camera lost something; waiting for a key frame",
+            Self::FragmentLimit => {
+                "no key frame for 19 s, and the service takes no longer fragment: set a shorter key-frame interval (GOP)"
+            }
+            Self::FrameTooLarge => "a frame is larger than the ring: give a larger --buffer",
+            Self::RingFull => {
+                "the ring is full and the network does not keep up: lower the bitrate or give a larger --buffer"
+            }
+            Self::Refused => "the service refused the fragment",
+            Self::NotSentInTime => "the program had to end",
+        }
+    }
+}
+
 /// Frames and their bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Amount {
@@ -716,10 +738,10 @@ impl Ring {
     /// What stands at the cursor.
     pub fn peek(&self) -> Peek {
         let Some(fragment) = self.at_cursor() else {
-            return if self.closed {
-                Peek::Closed
-            } else {
-                Peek::Nothing { inside: false }
+            return match (self.closed, self.silent) {
+                (true, _) => Peek::Closed,
+                (false, true) => Peek::Silent,
+                (false, false) => Peek::Nothing { inside: false },
             };
         };
         match self.cursor.begun {
@@ -751,6 +773,7 @@ impl Ring {
             Timecode(named.max(least))
         });
         fragment.connection = Some(connection);
+        self.last_timecode = self.last_timecode.max(Some(timecode));
         self.cursor = Cursor {
             fragment: fragment.id,
             begun: Some(0),

@@ -1,6 +1,8 @@
 //! Where frames come from: the [`Source`] trait and the loop that moves its frames into the ring.
 
 pub mod annexb;
+pub mod capture;
+pub mod timeline;
 pub mod v4l2;
 
 use std::io;
