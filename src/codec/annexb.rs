@@ -1,5 +1,6 @@
 //! The byte stream format (H.264 and H.265, annex B): start codes, and the cut into access units.
 
+use std::fmt;
 use std::ops::Range;
 
 use super::detect::{Detector, Error};
@@ -66,6 +67,16 @@ pub enum DropReason {
     NoStartCode,
     /// They were a unit larger than the maximum.
     TooLarge,
+}
+
+impl fmt::Display for DropReason {
+    /// As the report names it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoStartCode => "no start code",
+            Self::TooLarge => "frame too large",
+        })
+    }
 }
 
 /// Cuts a byte stream, which comes in any portions, into access units.

@@ -51,6 +51,10 @@ pub enum Error {
     },
 }
 
+/// First byte of each packet of a transport stream, and the packet's length (ITU-T H.222.0, 2.4.3.2).
+const TS_SYNC: u8 = 0x47;
+const TS_PACKET_LEN: usize = 188;
+
 /// Files that people pipe in by mistake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Container {
@@ -71,13 +75,20 @@ pub enum Container {
 }
 
 impl Container {
+    /// Bytes that [`Self::of`] wants to see of a stream with this head, so that more do not change its mind.
+    fn head_len(head: &[u8]) -> usize {
+        match head {
+            [TS_SYNC, ..] => TS_PACKET_LEN + 1,
+            _ => 8,
+        }
+    }
+
     /// By its first bytes; the transport stream's sync byte must come back after a packet.
     fn of(head: &[u8]) -> Option<Self> {
-        const TS_PACKET: usize = 188;
         match head {
             [_, _, _, _, b'f', b't', b'y', b'p', ..] => Some(Self::Mp4),
             [0x1A, 0x45, 0xDF, 0xA3, ..] => Some(Self::Matroska),
-            [0x47, ..] if head.get(TS_PACKET) == Some(&0x47) => Some(Self::MpegTs),
+            [TS_SYNC, ..] if head.get(TS_PACKET_LEN) == Some(&TS_SYNC) => Some(Self::MpegTs),
             [0, 0, 1, 0xBA, ..] => Some(Self::MpegPs),
             [b'R', b'I', b'F', b'F', ..] => Some(Self::Avi),
             [b'F', b'L', b'V', 1, ..] => Some(Self::Flv),
@@ -137,6 +148,9 @@ impl Detector {
     /// `head` is the stream from its first byte on, longer than at the call before; `end` says that no more will come.
     /// `None` asks for more.
     pub(super) fn decide(&mut self, head: &[u8], end: bool) -> Result<Option<Codec>, Error> {
+        if !end && head.len() < Container::head_len(head) {
+            return Ok(None);
+        }
         if let Some(container) = Container::of(head) {
             return Err(Error::Container(container));
         }

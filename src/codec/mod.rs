@@ -414,7 +414,7 @@ pub struct FrameRate {
 
 impl FrameRate {
     /// 25 frames a second.
-    pub const PAL: Self = Self {
+    pub const FPS_25: Self = Self {
         numerator: 25,
         denominator: 1,
     };
