@@ -1,1 +1,85 @@
-//! V4L2.
+//! A camera behind Video4Linux2: H.264 or H.265 that the camera or its chip has encoded.
+//!
+//! ```text
+//! Source ── V4l2 ── Camera ── Kernel ──► Node   (the unsafe island)
+//!                                   └──► Fake   (a script, in the tests)
+//! ```
+//!
+//! `camera` negotiates the format and moves the buffers; `abi` knows what the calls look like as bytes; `node` makes
+//! them; `words` says what is wrong with a camera and what to do about it.
+//!
+//! One buffer of the driver is taken for one access unit. V4L2 asks drivers for that, and those of USB cameras and of
+//! the usual encoders keep to it; a driver that hands out single NAL units or several frames at once would have to be
+//! re-cut as the bytes of a pipe are.
+
+mod abi;
+mod camera;
+#[cfg(test)]
+mod fake;
+mod node;
+mod words;
+
+use std::num::NonZeroU32;
+use std::path::Path;
+
+use self::camera::Camera;
+use self::node::Node;
+use super::{Error, Read, Source};
+use crate::clock::Clock;
+use crate::frame::Codec;
+
+/// What is wanted of a camera.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Only this codec. Without it H.264 is taken before H.265.
+    pub codec: Option<Codec>,
+    /// Frames a second. Without it the camera's present rate; a camera that has only other rates takes the nearest, and
+    /// a warning says so.
+    pub fps: Option<NonZeroU32>,
+}
+
+/// What a camera lost on our side of the lens, since it was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Losses {
+    /// Frames that the driver counted and did not hand out, because there was no free buffer.
+    pub dropped_by_driver: u64,
+    /// Buffers marked as damaged, or longer than they can be.
+    pub damaged: u64,
+    /// Buffers without a frame: empty, or left over from before the stream began. Nothing is lost with them.
+    pub void: u64,
+}
+
+/// A camera that streams. Dropping it stops the stream and closes the node, and never panics.
+pub struct V4l2 {
+    camera: Camera<Node>,
+}
+
+impl V4l2 {
+    /// Opens the node, sets the format and starts the stream.
+    ///
+    /// # Errors
+    /// [`Error::Unusable`] in plain words when the node is absent, forbidden, busy, or not a camera that encodes;
+    /// [`Error::Io`] for anything else that the driver refuses.
+    pub fn open(path: &Path, options: &Options, clock: Clock) -> Result<Self, Error> {
+        let place = path.display().to_string();
+        words::check_path(&place)?;
+        let node = Node::open(path).map_err(|error| words::cannot_open(&place, error))?;
+        let camera = Camera::start(node, &place, options, clock)?;
+        Ok(Self { camera })
+    }
+
+    /// What was lost so far.
+    pub fn losses(&self) -> Losses {
+        self.camera.losses()
+    }
+}
+
+impl Source for V4l2 {
+    fn describe(&self) -> String {
+        self.camera.describe()
+    }
+
+    fn read(&mut self) -> Result<Read<'_>, Error> {
+        self.camera.read()
+    }
+}
