@@ -1,8 +1,8 @@
 //! Starts, owns and ends the parts: the capture thread, control, the timer, the signals.
 
 use std::io::Write;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -51,8 +51,8 @@ pub struct Config {
     pub codec: Option<Codec>,
     /// Frame rate of pipes and files.
     pub fps: Option<FrameRate>,
-    /// What happens when the ring is full.
-    pub when_full: WhenFull,
+    /// What happens when the ring is full; `None`: as it suits the source.
+    pub when_full: Option<WhenFull>,
     /// Which stream, where.
     pub aws: aws::Options,
     /// A CA beside the built-in ones.
@@ -193,11 +193,15 @@ pub async fn run(config: Config) -> Result<Summary, Error> {
     let started = clock.now();
     let tls = tls::client_config(config.ca_file.as_deref())?;
     let mut signals = Signals::new()?;
+    #[cfg_attr(
+        not(feature = "local"),
+        expect(unused_mut, reason = "only --local changes them")
+    )]
     let mut aws_options = config.aws.clone();
     #[cfg(feature = "local")]
     let _endpoint = start_local(config.local.as_ref(), &mut aws_options).await?;
     let stream = aws_options.stream.clone();
-    let aws = Aws::load(std::mem::take(&mut aws_options), &tls, clock).await?;
+    let aws = Aws::load(aws_options, &tls, clock).await?;
 
     let (writer, ring) = share(Ring::new(config.buffer_bytes));
     let (trigger, shutdown) = shutdown::pair();
@@ -426,10 +430,14 @@ fn opener(
     let pipe = source::annexb::Options {
         codec: config.codec,
         fps: config.fps,
-        max_frame_bytes: config.buffer_bytes,
+        max_unit_bytes: config.buffer_bytes,
     };
+    let fps = config
+        .fps
+        .and_then(|fps| NonZeroU32::new(fps.numerator() / fps.denominator()));
     let camera = source::v4l2::Options {
         codec: config.codec,
+        fps,
     };
     move || {
         let place = match &device {
@@ -437,7 +445,7 @@ fn opener(
             #[cfg(feature = "local")]
             Device::Demo => return Ok(Box::new(source::demo::Demo::new(clock))),
             Device::Path(path) if is_pipe_or_file(path) => Place::Path(path.clone()),
-            Device::Path(path) => return Ok(Box::new(V4l2::open(path, camera, clock)?)),
+            Device::Path(path) => return Ok(Box::new(V4l2::open(path, &camera, clock)?)),
         };
         Ok(Box::new(AnnexB::open(place, pipe, clock)?))
     }

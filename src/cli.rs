@@ -166,12 +166,6 @@ impl Args {
             .ok_or("no stream name: kvsProducerApp <CHANNEL> [DURATION]")?;
         let device = device(self.device)?;
         let finite = matches!(&device, Device::Path(path) if path.is_file());
-        let when_full = match self.when_full {
-            Some(WhenFullArg::Drop) => WhenFull::Drop,
-            Some(WhenFullArg::Wait) => WhenFull::Wait,
-            None if finite => WhenFull::Wait,
-            None => WhenFull::Drop,
-        };
         let settings = Settings {
             create: !self.no_create,
             tag: !self.tags.is_empty(),
@@ -187,7 +181,10 @@ impl Args {
                 CodecArg::H265 => Codec::H265,
             }),
             fps: self.fps,
-            when_full,
+            when_full: self.when_full.map(|when| match when {
+                WhenFullArg::Drop => WhenFull::Drop,
+                WhenFullArg::Wait => WhenFull::Wait,
+            }),
             aws: aws::Options {
                 stream: channel,
                 region: self.region,
@@ -369,7 +366,7 @@ mod tests {
         assert_eq!(config.device, Device::Path("/dev/video0".into()));
         assert_eq!(
             (config.buffer_bytes, config.when_full),
-            (2 * 1024 * 1024, WhenFull::Drop)
+            (2 * 1024 * 1024, None)
         );
     }
 }

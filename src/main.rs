@@ -1,7 +1,5 @@
 //! Parse, start the log, run, turn the outcome into an exit code.
 
-#![expect(non_snake_case, reason = "the binary's name is given")]
-
 use std::process::ExitCode;
 
 use clap::Parser;

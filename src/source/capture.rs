@@ -36,8 +36,8 @@ pub enum End {
 /// What to do in trouble.
 #[derive(Debug, Clone, Copy)]
 pub struct Policy {
-    /// When the ring is full.
-    pub when_full: WhenFull,
+    /// When the ring is full; else the source's kind decides: a live one drops, any other waits.
+    pub when_full: Option<WhenFull>,
     /// Whether a source that fails is opened again: a camera is, a file is not.
     pub reopen: bool,
 }
@@ -57,6 +57,7 @@ pub fn run(
         open,
         writer,
         policy,
+        when_full: WhenFull::Drop,
         clock,
         timeline: Timeline::default(),
         parser: None,
@@ -69,6 +70,7 @@ struct Capture<O> {
     open: O,
     writer: Writer,
     policy: Policy,
+    when_full: WhenFull,
     clock: Clock,
     timeline: Timeline,
     parser: Option<Parser>,
@@ -88,6 +90,12 @@ impl<O: FnMut() -> Result<Box<dyn Source>, Error>> Capture<O> {
         let mut backoff = Backoff::new(Duration::from_millis(250), LONGEST_REOPEN_WAIT);
         loop {
             info!("capturing from {}", source.describe());
+            let by_kind = if source.is_live() {
+                WhenFull::Drop
+            } else {
+                WhenFull::Wait
+            };
+            self.when_full = self.policy.when_full.unwrap_or(by_kind);
             let before = self.clock.now();
             let error = match self.read_all(source.as_mut(), shutdown) {
                 Ended::For(end) => return Ok(end),
@@ -135,6 +143,7 @@ impl<O: FnMut() -> Result<Box<dyn Source>, Error>> Capture<O> {
                         None => break,
                     }
                 }
+                Ok(Read::Dropped { reason, bytes }) => self.dropped(reason, bytes),
                 Ok(Read::Nothing) => {}
                 Ok(Read::End) => return Ended::For(End::Media),
                 Err(error) => return Ended::Source(error),
@@ -187,10 +196,7 @@ impl<O: FnMut() -> Result<Box<dyn Source>, Error>> Capture<O> {
             discontinuity: packet.discontinuity,
             track: frame.track(),
         };
-        match self
-            .writer
-            .push(new, &frame, self.policy.when_full, shutdown)?
-        {
+        match self.writer.push(new, &frame, self.when_full, shutdown)? {
             Push::Stored(_) => {
                 if let Some((reason, count)) = self.episode.take() {
                     info!(
@@ -206,6 +212,20 @@ impl<O: FnMut() -> Result<Box<dyn Source>, Error>> Capture<O> {
                 Some(false)
             }
             Push::Full => Some(false),
+        }
+    }
+
+    /// Bytes that the source could make no frame of.
+    fn dropped(&mut self, reason: codec::DropReason, bytes: usize) {
+        match reason {
+            codec::DropReason::NoStartCode => {
+                debug!(bytes, "bytes without a start code are skipped")
+            }
+            codec::DropReason::TooLarge => {
+                let reason = DropReason::FrameTooLarge;
+                self.writer.drop_frame(bytes, reason);
+                self.tell(reason, &reason.explanation());
+            }
         }
     }
 
