@@ -768,7 +768,7 @@ impl Ring {
             let named = start.0.saturating_add_signed(self.anchor_ms);
             if named < least {
                 // Keeping the fragments' spacing: this and the following ones go on from the last.
-                self.anchor_ms += i64::try_from(least - named).unwrap_or(i64::MAX);
+                self.anchor_ms = self.anchor_ms.saturating_add_unsigned(least - named);
             }
             Timecode(named.max(least))
         });
