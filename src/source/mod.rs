@@ -1,11 +1,14 @@
 //! Where frames come from: the [`Source`] trait and the loop that moves its frames into the ring.
 
 pub mod annexb;
+#[cfg(feature = "local")]
+pub mod demo;
 pub mod v4l2;
 
 use std::io;
 use std::time::Duration;
 
+use crate::codec::DropReason;
 use crate::frame::Codec;
 
 /// One access unit, lent by the source until the next [`Source::read`].
@@ -27,6 +30,13 @@ pub struct Packet<'a> {
 pub enum Read<'a> {
     /// A frame.
     Packet(Packet<'a>),
+    /// Bytes that make no frame, to be counted. When a frame is lost with them, the next one is a discontinuity.
+    Dropped {
+        /// Why.
+        reason: DropReason,
+        /// How many.
+        bytes: usize,
+    },
     /// Nothing within [`POLL`]; the caller looks at the shutdown and reads again.
     Nothing,
     /// The media is at its end and there will be no more.
@@ -40,6 +50,11 @@ pub const POLL: Duration = Duration::from_millis(200);
 pub trait Source: Send {
     /// For the log: which source, what it delivers. `"/dev/video0 (UVC Camera): H.264 1280x720 at 25/1"`.
     fn describe(&self) -> String;
+
+    /// Whether frames come at their own pace: when the ring is full, a live source loses the oldest, any other waits.
+    fn is_live(&self) -> bool {
+        true
+    }
 
     /// The next access unit, in decoding order.
     ///
