@@ -475,13 +475,13 @@ impl Reader {
         wall: Duration,
         events: &mut Vec<Event>,
     ) -> Result<(), Violation> {
-        let at = Duration::from_millis(self.to_ms(i128::from(timecode))?);
+        let at_ms = self.to_ms(i128::from(timecode))?;
         let open = self.open()?;
         if open.timecode.replace(timecode).is_some() {
             return Err(Violation::mkv("a Cluster with two Timecodes"));
         }
         events.push(Event::Begun { timecode });
-        if at < EARLIEST || at > wall + AHEAD {
+        if !is_of_this_time(at_ms, wall) {
             let reason = format!("timecode {timecode} is not of this time");
             return Err(Violation::new(AckError::PRODUCER_TIMESTAMP, reason));
         }
@@ -651,6 +651,11 @@ impl Reader {
     fn scale_ns(&self) -> u64 {
         self.info.unwrap_or(1_000_000)
     }
+}
+
+/// Whether a producer's clock can show `at_ms` (milliseconds since the Unix epoch) when ours shows `wall`.
+pub fn is_of_this_time(at_ms: u64, wall: Duration) -> bool {
+    (EARLIEST..=wall + AHEAD).contains(&Duration::from_millis(at_ms))
 }
 
 /// Checks what the EBML header says of the document.

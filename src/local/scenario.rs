@@ -316,12 +316,21 @@ impl Scenario {
         rules.map(|rule| rule.then.clone()).collect()
     }
 
-    /// What happens when the bytes of a connection grow from `before` to `now`.
-    pub fn on_bytes(&self, number: u64, before: u64, now: u64) -> Vec<Action> {
+    /// What happens when exactly so many bytes of a connection have arrived.
+    pub fn on_bytes(&self, number: u64, bytes: u64) -> Vec<Action> {
         self.select(|when| {
             matches!(when, Trigger::Bytes { connection, after }
-                if connection.is(number) && before < *after && *after <= now)
+                if connection.is(number) && *after == bytes)
         })
+    }
+
+    /// The next count of bytes on a connection, above `bytes`, at which something happens.
+    pub fn next_bytes(&self, number: u64, bytes: u64) -> Option<u64> {
+        let counts = self.rules.iter().filter_map(|rule| match &rule.when {
+            Trigger::Bytes { connection, after } if connection.is(number) => Some(*after),
+            _ => None,
+        });
+        counts.filter(|after| *after > bytes).min()
     }
 
     /// The refusal that waits until so many bytes of this connection have arrived.
@@ -741,9 +750,10 @@ mod tests {
         );
         assert_eq!(scenario.on_ack(place(2, 3, 9), EventType::Persisted), [treat]);
         assert!(scenario.on_ack(place(1, 3, 9), EventType::Buffering).is_empty());
-        assert_eq!(scenario.on_bytes(1, 99, 100).len(), 1);
-        assert!(scenario.on_bytes(1, 100, 200).is_empty(), "only once");
-        assert!(scenario.on_bytes(2, 0, 200).is_empty());
+        assert_eq!(scenario.on_bytes(1, 100).len(), 1);
+        assert!(scenario.on_bytes(1, 101).is_empty() && scenario.on_bytes(2, 100).is_empty());
+        assert_eq!(scenario.next_bytes(1, 99), Some(100));
+        assert_eq!(scenario.next_bytes(1, 100), None, "only once");
         assert!(scenario.on_call("TagStream", 1).is_empty());
         assert_eq!(scenario.on_call("TagStream", 3).len(), 1);
         assert_eq!(scenario.on_accept(2).len(), 1);
