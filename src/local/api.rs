@@ -47,11 +47,10 @@ pub fn operation_at(path: &str) -> Option<&'static str> {
     operations.find(|name| {
         let mut letters = name.chars();
         let first = letters.next().map(|letter| letter.to_ascii_lowercase());
-        let rest = path.strip_prefix('/').and_then(|path| {
+        path.strip_prefix('/').is_some_and(|path| {
             let mut path = path.chars();
-            (path.next() == first).then(|| path.as_str())
-        });
-        rest == Some(letters.as_str())
+            path.next() == first && path.as_str() == letters.as_str()
+        })
     })
 }
 
@@ -89,11 +88,7 @@ impl ApiError {
     /// ResourceNotFoundException.
     pub fn not_found(name: &str) -> Self {
         let message = format!("The requested stream is not found or not active: {name}");
-        Self::new(
-            StatusCode::NOT_FOUND,
-            "ResourceNotFoundException",
-            message,
-        )
+        Self::new(StatusCode::NOT_FOUND, "ResourceNotFoundException", message)
     }
 }
 
@@ -276,6 +271,18 @@ impl Store {
         context: Context<'_>,
     ) -> Result<Value, ApiError> {
         self.settle(context.now);
+        let answer = self.carry_out(operation, body, context);
+        // States that pass at once.
+        self.settle(context.now);
+        answer
+    }
+
+    fn carry_out(
+        &mut self,
+        operation: &str,
+        body: &[u8],
+        context: Context<'_>,
+    ) -> Result<Value, ApiError> {
         let body: Value = if body.is_empty() {
             json!({})
         } else {
@@ -364,7 +371,10 @@ impl Store {
         }
         if self.streams.len() >= MAX_STREAMS {
             let message = format!("{MAX_STREAMS} streams");
-            return Err(ApiError::bad("AccountStreamLimitExceededException", message));
+            return Err(ApiError::bad(
+                "AccountStreamLimitExceededException",
+                message,
+            ));
         }
         let arn = format!(
             "arn:aws:kinesisvideo:{}:123456789012:stream/{name}/{:013}",
@@ -386,7 +396,6 @@ impl Store {
             calls: BTreeMap::new(),
         };
         self.streams.insert(name.into(), stream);
-        self.settle(context.now);
         Ok(json!({ "StreamARN": arn }))
     }
 
@@ -544,10 +553,9 @@ impl<'a> Request<'a> {
     fn number(self, key: &str) -> Result<Option<u64>, ApiError> {
         match self.0.get(key) {
             None | Some(Value::Null) => Ok(None),
-            Some(value) => value
-                .as_u64()
-                .map(Some)
-                .ok_or_else(|| ApiError::argument(format!("{key} is not a whole number from 0 on"))),
+            Some(value) => value.as_u64().map(Some).ok_or_else(|| {
+                ApiError::argument(format!("{key} is not a whole number from 0 on"))
+            }),
         }
     }
 
@@ -609,8 +617,9 @@ fn check_name(name: &str) -> Result<(), ApiError> {
 }
 
 fn check_media_type(media_type: &str) -> Result<(), ApiError> {
-    let part =
-        |text: &str| !text.is_empty() && (text.chars()).all(|c| c.is_ascii_alphanumeric() || "_-.+".contains(c));
+    let part = |text: &str| {
+        !text.is_empty() && (text.chars()).all(|c| c.is_ascii_alphanumeric() || "_-.+".contains(c))
+    };
     let good = media_type.split(',').all(|one| {
         one.split_once('/')
             .is_some_and(|(kind, sub)| part(kind) && part(sub))
@@ -673,7 +682,10 @@ mod tests {
     #[test]
     fn paths_name_operations() {
         assert_eq!(operation_at("/putMedia"), Some("PutMedia"));
-        assert_eq!(operation_at("/listTagsForStream"), Some("ListTagsForStream"));
+        assert_eq!(
+            operation_at("/listTagsForStream"),
+            Some("ListTagsForStream")
+        );
         for wrong in ["/PutMedia", "putMedia", "/", "", "/putMedia/"] {
             assert_eq!(operation_at(wrong), None, "{wrong}");
         }
@@ -696,17 +708,29 @@ mod tests {
         assert_eq!(info["StreamARN"], arn);
         assert_eq!(info["CreationTime"], 1_551_924_009.774);
         assert_eq!(info["DataRetentionInHours"], 24);
-        assert_eq!(bench.error("CreateStream", &camera(24)), "ResourceInUseException");
+        assert_eq!(
+            bench.error("CreateStream", &camera(24)),
+            "ResourceInUseException"
+        );
         let by_arn = json!({"StreamARN": arn});
-        assert_eq!(bench.error("DeleteStream", &by_arn), "ResourceInUseException");
+        assert_eq!(
+            bench.error("DeleteStream", &by_arn),
+            "ResourceInUseException"
+        );
         bench.now += Duration::from_secs(2);
         assert_eq!(bench.info()["Status"], "ACTIVE");
         let wrong = json!({"StreamARN": arn, "CurrentVersion": "x"});
-        assert_eq!(bench.error("DeleteStream", &wrong), "VersionMismatchException");
+        assert_eq!(
+            bench.error("DeleteStream", &wrong),
+            "VersionMismatchException"
+        );
         bench.call("DeleteStream", &by_arn).unwrap();
         assert_eq!(bench.info()["Status"], "DELETING");
         bench.now += Duration::from_secs(2);
-        assert_eq!(bench.error("DescribeStream", &by_arn), "ResourceNotFoundException");
+        assert_eq!(
+            bench.error("DescribeStream", &by_arn),
+            "ResourceNotFoundException"
+        );
     }
 
     #[test]
@@ -727,23 +751,45 @@ mod tests {
             json!({"StreamName": "a", "Tags": {"": "y"}}),
             json!({"StreamName": "a", "Tags": {"x": "#"}}),
         ] {
-            assert_eq!(bench.error("CreateStream", &wrong), "InvalidArgumentException", "{wrong}");
+            assert_eq!(
+                bench.error("CreateStream", &wrong),
+                "InvalidArgumentException",
+                "{wrong}"
+            );
         }
         bench.call("CreateStream", &camera(1)).unwrap();
         let arn = bench.info()["StreamARN"].clone();
         for wrong in [json!({}), json!({"StreamName": "camera", "StreamARN": arn})] {
-            assert_eq!(bench.error("DescribeStream", &wrong), "InvalidArgumentException");
+            assert_eq!(
+                bench.error("DescribeStream", &wrong),
+                "InvalidArgumentException"
+            );
         }
         let by_name = json!({"StreamName": "camera"});
-        assert_eq!(bench.error("DeleteStream", &by_name), "InvalidArgumentException");
-        assert_eq!(bench.error("GetDataEndpoint", &by_name), "InvalidArgumentException");
+        assert_eq!(
+            bench.error("DeleteStream", &by_name),
+            "InvalidArgumentException"
+        );
+        assert_eq!(
+            bench.error("GetDataEndpoint", &by_name),
+            "InvalidArgumentException"
+        );
         let odd = json!({"StreamName": "camera", "APIName": "PUT"});
-        assert_eq!(bench.error("GetDataEndpoint", &odd), "InvalidArgumentException");
+        assert_eq!(
+            bench.error("GetDataEndpoint", &odd),
+            "InvalidArgumentException"
+        );
         let good = json!({"StreamName": "camera", "APIName": "PUT_MEDIA"});
         let endpoint = bench.call("GetDataEndpoint", &good).unwrap();
         assert_eq!(endpoint["DataEndpoint"], "http://127.0.0.1:1");
-        assert_eq!(bench.error("PutMedia", &by_name), "UnknownOperationException");
-        assert_eq!(bench.error("DescribeStream", &json!([])), "SerializationException");
+        assert_eq!(
+            bench.error("PutMedia", &by_name),
+            "UnknownOperationException"
+        );
+        assert_eq!(
+            bench.error("DescribeStream", &json!([])),
+            "SerializationException"
+        );
     }
 
     #[test]
@@ -756,7 +802,9 @@ mod tests {
                 "StreamName": "camera", "CurrentVersion": version,
                 "Operation": operation, "DataRetentionChangeInHours": hours,
             });
-            bench.call("UpdateDataRetention", &body).map_err(|error| error.exception)
+            bench
+                .call("UpdateDataRetention", &body)
+                .map_err(|error| error.exception)
         };
         let version = bench.info()["Version"].clone();
         let (more, less) = ("INCREASE_DATA_RETENTION", "DECREASE_DATA_RETENTION");
@@ -764,11 +812,18 @@ mod tests {
         assert_eq!(mismatch, Err("VersionMismatchException".into()));
         for (operation, hours) in [(more, 0), (more, 87_577), (less, 25), ("MORE", 1)] {
             let refused = update(&mut bench, &version, operation, hours);
-            assert_eq!(refused, Err("InvalidArgumentException".into()), "{operation} {hours}");
+            assert_eq!(
+                refused,
+                Err("InvalidArgumentException".into()),
+                "{operation} {hours}"
+            );
         }
         update(&mut bench, &version, more, 2).unwrap();
         let info = bench.info();
-        assert_eq!((&info["Status"], &info["DataRetentionInHours"]), (&json!("UPDATING"), &json!(26)));
+        assert_eq!(
+            (&info["Status"], &info["DataRetentionInHours"]),
+            (&json!("UPDATING"), &json!(26))
+        );
         assert_ne!(info["Version"], version);
         let busy = update(&mut bench, &info["Version"], less, 1);
         assert_eq!(busy, Err("ResourceInUseException".into()));
@@ -782,12 +837,19 @@ mod tests {
         let mut bench = Bench::new();
         bench.call("CreateStream", &camera(1)).unwrap();
         let with = |tags: Value| json!({"StreamName": "camera", "Tags": tags});
-        bench.call("TagStream", &with(json!({"site": "1", "gate": "a"}))).unwrap();
-        bench.call("TagStream", &with(json!({"site": "2"}))).unwrap();
+        bench
+            .call("TagStream", &with(json!({"site": "1", "gate": "a"})))
+            .unwrap();
+        bench
+            .call("TagStream", &with(json!({"site": "2"})))
+            .unwrap();
         let by_name = json!({"StreamName": "camera"});
         let tags = bench.call("ListTagsForStream", &by_name).unwrap();
         assert_eq!(tags["Tags"], json!({"site": "2", "gate": "a"}));
-        assert_eq!(bench.error("TagStream", &with(json!({}))), "InvalidArgumentException");
+        assert_eq!(
+            bench.error("TagStream", &with(json!({}))),
+            "InvalidArgumentException"
+        );
         let many: Map<_, _> = (0..49).map(|n| (format!("k{n}"), json!("v"))).collect();
         let limit = "TagsPerResourceExceededLimitException";
         assert_eq!(bench.error("TagStream", &with(Value::Object(many))), limit);
@@ -801,11 +863,16 @@ mod tests {
     fn streams_are_listed_in_pages() {
         let mut bench = Bench::new();
         for name in ["a1", "b1", "b2", "b3"] {
-            bench.call("CreateStream", &json!({"StreamName": name})).unwrap();
+            bench
+                .call("CreateStream", &json!({"StreamName": name}))
+                .unwrap();
         }
         let names = |answer: &Value| {
             let infos = answer["StreamInfoList"].as_array().unwrap().clone();
-            infos.iter().map(|info| info["StreamName"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+            infos
+                .iter()
+                .map(|info| info["StreamName"].as_str().unwrap().to_owned())
+                .collect::<Vec<_>>()
         };
         let condition = json!({"ComparisonOperator": "BEGINS_WITH", "ComparisonValue": "b"});
         let mut ask = json!({"MaxResults": 2, "StreamNameCondition": condition});
@@ -815,8 +882,15 @@ mod tests {
         let second = bench.call("ListStreams", &ask).unwrap();
         assert_eq!(names(&second), ["b3"]);
         assert_eq!(second.get("NextToken"), None);
-        for wrong in [json!({"MaxResults": 0}), json!({"NextToken": "x"}), json!({"StreamNameCondition": 1})] {
-            assert_eq!(bench.error("ListStreams", &wrong), "InvalidArgumentException");
+        for wrong in [
+            json!({"MaxResults": 0}),
+            json!({"NextToken": "x"}),
+            json!({"StreamNameCondition": 1}),
+        ] {
+            assert_eq!(
+                bench.error("ListStreams", &wrong),
+                "InvalidArgumentException"
+            );
         }
     }
 
@@ -829,7 +903,10 @@ mod tests {
         for _ in 0..5 {
             call(now).unwrap();
         }
-        assert_eq!(call(now).unwrap_err().exception, "ClientLimitExceededException");
+        assert_eq!(
+            call(now).unwrap_err().exception,
+            "ClientLimitExceededException"
+        );
         assert!(call(now + Duration::from_secs(1)).is_ok());
     }
 }

@@ -141,10 +141,11 @@ fn avcc(private: &[u8]) -> Result<usize, String> {
         return Err(format!("configurationVersion is {version}, not 1"));
     }
     let width = width(lengths)?;
-    if sets & 0x1F == 0 {
+    let sets = sets & 0x1F;
+    if sets == 0 {
         return Err("no SPS".into());
     }
-    for _ in 0..sets & 0x1F {
+    for _ in 0..sets {
         let sps = take_set(&mut rest, "the SPS")?;
         if avc_type(sps) != nal::AVC_SPS {
             return Err(format!("a NAL unit of type {} for SPS", avc_type(sps)));
@@ -291,10 +292,7 @@ mod tests {
 
     #[test]
     fn private_data_of_the_check_vectors_is_good() {
-        assert_eq!(
-            check_private(AVC, Some(&bytes(AVCC))),
-            Ok(Framing::Avc(4))
-        );
+        assert_eq!(check_private(AVC, Some(&bytes(AVCC))), Ok(Framing::Avc(4)));
         assert_eq!(
             check_private(HEVC, Some(&bytes(HVCC))),
             Ok(Framing::Hevc(4))
@@ -307,7 +305,11 @@ mod tests {
             ("V_VP8", Vec::new()),
         ];
         for (id, private) in opaque {
-            assert_eq!(check_private(id, Some(&private)), Ok(Framing::Opaque), "{id}");
+            assert_eq!(
+                check_private(id, Some(&private)),
+                Ok(Framing::Opaque),
+                "{id}"
+            );
         }
         // The extension of the high profiles.
         let extended = bytes(&format!("{AVCC}fdf8f800"));
@@ -320,7 +322,10 @@ mod tests {
             let whole = bytes(private);
             assert!(check_private(id, None).is_err());
             for cut in 0..whole.len() {
-                assert!(check_private(id, Some(&whole[..cut])).is_err(), "{id} {cut}");
+                assert!(
+                    check_private(id, Some(&whole[..cut])).is_err(),
+                    "{id} {cut}"
+                );
             }
         }
     }
@@ -364,7 +369,14 @@ mod tests {
             block("00000002093000000003419a02"),
             Ok(Decodable::WithOthers)
         );
-        for wrong in ["", "000000", "00000000", "0000000565888400", "0000000165ff", "00000001e5"] {
+        for wrong in [
+            "",
+            "000000",
+            "00000000",
+            "0000000565888400",
+            "0000000165ff",
+            "00000001e5",
+        ] {
             assert!(block(wrong).is_err(), "{wrong}");
         }
         // Annex B framing reads as a length of 1.
@@ -381,6 +393,9 @@ mod tests {
 
     #[test]
     fn emulation_prevention_is_taken_out() {
-        assert_eq!(unescape(&bytes("000003000003010000")), bytes("00000000010000"));
+        assert_eq!(
+            unescape(&bytes("000003000003010000")),
+            bytes("00000000010000")
+        );
     }
 }

@@ -193,7 +193,9 @@ mod tests {
             crate::chain(&error).to_string()
         };
         assert!(line(&["--scenario", path]).contains("bad.json: scenario, rules[0]: this action"));
-        assert!(line(&["--scenario", "/no/such"]).starts_with("cannot read /no/such: No such file"));
+        assert!(
+            line(&["--scenario", "/no/such"]).starts_with("cannot read /no/such: No such file")
+        );
         let tls = line(&["--tls-cert", path, "--tls-key", path]);
         assert!(tls.contains("bad.json is not the PEM file"), "{tls}");
     }
@@ -203,6 +205,10 @@ mod tests {
         let args = parse(&["--listen", "0.0.0.0:0"]).unwrap();
         let (_trigger, shutdown) = crate::shutdown::pair();
         let error = run(args, shutdown).await.unwrap_err();
-        assert!(error.to_string().starts_with("0.0.0.0:0 is not a loopback address"));
+        assert!(
+            error
+                .to_string()
+                .starts_with("0.0.0.0:0 is not a loopback address")
+        );
     }
 }

@@ -82,7 +82,10 @@ pub(super) async fn finish(socket: std::net::TcpStream, ending: Ending) -> io::R
         Ending::Fin => {
             tokio::io::AsyncWriteExt::shutdown(&mut socket).await?;
             let mut rest = [0; 4096];
-            let drain = async { while socket.read(&mut rest).await? > 0 {} Ok(()) };
+            let drain = async {
+                while socket.read(&mut rest).await? > 0 {}
+                Ok(())
+            };
             timeout(LINGER, drain).await.unwrap_or(Ok(()))
         }
     }

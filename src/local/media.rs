@@ -25,8 +25,8 @@ const EVENT_TAGS: [&str; 3] = [
     "AWS_KINESISVIDEO_NOTIFICATION",
 ];
 
-/// Times outside are no producer's: before 2010, or more than a day ahead.
-const EARLIEST: Duration = Duration::from_secs(1_262_304_000);
+/// Times outside are no producer's: before 2010 (40 years and 10 leap days), or more than a day ahead.
+const EARLIEST: Duration = Duration::from_hours(350_640);
 const AHEAD: Duration = Duration::from_hours(24);
 
 /// What the service allows. The default is what it documents, but for the rates, which are not enforced: tests run
@@ -346,9 +346,7 @@ impl Reader {
             Stage::Start | Stage::Ebml | Stage::Header | Stage::Between
                 if pending > HEADER_BYTES =>
             {
-                Err(Violation::mkv(format!(
-                    "{pending} bytes without a cluster"
-                )))
+                Err(Violation::mkv(format!("{pending} bytes without a cluster")))
             }
             _ => Ok(()),
         }
@@ -400,7 +398,8 @@ impl Reader {
             Tag::Tracks(Master::Full(entries))
                 if self.stage == Stage::Header && self.tracks.is_empty() =>
             {
-                let whole = offset - self.bytes.start..self.bytes.decoder.position() - self.bytes.start;
+                let whole =
+                    offset - self.bytes.start..self.bytes.decoder.position() - self.bytes.start;
                 self.tracks_raw = Bytes::copy_from_slice(&self.bytes.pending[whole]);
                 self.tracks = read_tracks(&entries, &self.limits)?;
                 Ok(())
@@ -428,7 +427,9 @@ impl Reader {
         events: &mut Vec<Event>,
     ) -> Result<(), Violation> {
         match self.stage {
-            Stage::Start | Stage::Ebml => return Err(Violation::mkv("a Cluster outside a Segment")),
+            Stage::Start | Stage::Ebml => {
+                return Err(Violation::mkv("a Cluster outside a Segment"));
+            }
             Stage::Header => self.end_header(offset)?,
             Stage::Fragment => self.end_fragment(offset, events)?,
             Stage::Between => {}
@@ -747,7 +748,9 @@ fn read_track(entry: &[Tag]) -> Result<Track, Violation> {
 
 /// Track, time, flags and payload of a SimpleBlock (RFC 9559, section 10.2).
 fn parse_block(block: Vec<u8>) -> Result<(u64, i16, u8, Bytes), Violation> {
-    let width = block.first().map_or(0, |first| first.leading_zeros() as usize + 1);
+    let width = block
+        .first()
+        .map_or(0, |first| first.leading_zeros() as usize + 1);
     let short = || Violation::mkv("a block that is shorter than its head");
     if width > 8 {
         return Err(Violation::mkv("a block with a broken track number"));
@@ -756,7 +759,9 @@ fn parse_block(block: Vec<u8>) -> Result<(u64, i16, u8, Bytes), Violation> {
     let [high, low, flags, ..] = *rest else {
         return Err(short());
     };
-    let number = number.iter().fold(0, |sum, &byte| sum << 8 | u64::from(byte));
+    let number = number
+        .iter()
+        .fold(0, |sum, &byte| sum << 8 | u64::from(byte));
     let number = number & !(1 << (7 * width)); // without the marker bit
     let payload = Bytes::from(block).split_off(width + 3);
     Ok((number, i16::from_be_bytes([high, low]), flags, payload))
@@ -818,7 +823,7 @@ mod tests {
     use crate::local::samples::*;
 
     const T0: u64 = 1_735_787_045_007;
-    const WALL: Duration = Duration::from_secs(1_735_787_100);
+    const WALL: Duration = Duration::from_secs(1_735_787_101);
 
     fn reader() -> Reader {
         Reader::new(Limits::default(), TimecodeType::Absolute, Keep::Payload)
@@ -871,10 +876,7 @@ mod tests {
         assert_eq!(result, Ok(()));
         let whole = fragments(&events);
         assert_eq!(whole.len(), 2);
-        assert_eq!(
-            (whole[0].timecode, whole[1].timecode),
-            (T0, T0 + 2000)
-        );
+        assert_eq!((whole[0].timecode, whole[1].timecode), (T0, T0 + 2000));
         let [key, delta] = &whole[0].frames[..] else {
             panic!("{:?}", whole[0].frames)
         };
@@ -887,7 +889,11 @@ mod tests {
         assert_eq!(whole[0].raw, parts[1..3].concat());
         assert_eq!(whole[1].raw, parts[3..].concat());
         for cut in 1..64 {
-            assert_eq!(read_cut(reader(), &body, cut), (events.clone(), Ok(())), "{cut}");
+            assert_eq!(
+                read_cut(reader(), &body, cut),
+                (events.clone(), Ok(())),
+                "{cut}"
+            );
         }
     }
 
@@ -899,7 +905,9 @@ mod tests {
         let (last, most) = body.split_last().unwrap();
         reader.push(most, Clock.now(), WALL, &mut events).unwrap();
         assert_eq!(events, [Event::Begun { timecode: T0 }]);
-        reader.push(&[*last], Clock.now(), WALL, &mut events).unwrap();
+        reader
+            .push(&[*last], Clock.now(), WALL, &mut events)
+            .unwrap();
         assert_eq!(fragments(&events).len(), 1);
         assert_eq!(reader.timecode(), None);
     }
@@ -920,7 +928,8 @@ mod tests {
 
     #[test]
     fn tags_before_the_first_cluster_belong_to_it() {
-        let (events, result) = read(&[header(), tag("a", "1"), fragment(T0), tag("b", "2")].concat());
+        let (events, result) =
+            read(&[header(), tag("a", "1"), fragment(T0), tag("b", "2")].concat());
         assert_eq!(result, Ok(()));
         let fragments = fragments(&events);
         assert_eq!(fragments[0].tags.len(), 2);
@@ -979,7 +988,9 @@ mod tests {
         let with = |entries: &[Vec<u8>]| vec![ebml(), info(), tracks(entries), fragment(T0)];
         let video = || video_entry(AVCC);
         let changed = |from: &str, to: &str| {
-            let hex: String = video().iter().fold(String::new(), |s, b| format!("{s}{b:02x}"));
+            let hex: String = video()
+                .iter()
+                .fold(String::new(), |s, b| format!("{s}{b:02x}"));
             assert!(hex.contains(from));
             bytes(&hex.replacen(from, to, 1))
         };
@@ -987,7 +998,10 @@ mod tests {
         assert_eq!(error_of(&with(&[video(), video()])), mkv);
         assert_eq!(error_of(&with(&[changed("d78101", "d78100")])), mkv);
         assert_eq!(
-            error_of(&with(&[changed("73c5880000000000000001", "73c5880000000000000000")])),
+            error_of(&with(&[changed(
+                "73c5880000000000000001",
+                "73c5880000000000000000"
+            )])),
             mkv
         );
         assert_eq!(error_of(&with(&[changed("838101", "838111")])), mkv);
@@ -998,7 +1012,11 @@ mod tests {
 
         let scale = |text: &str| {
             let mut info = info();
-            let at = info.windows(3).position(|w| w == [0x2A, 0xD7, 0xB1]).unwrap() + 4;
+            let at = info
+                .windows(3)
+                .position(|w| w == [0x2A, 0xD7, 0xB1])
+                .unwrap()
+                + 4;
             info[at..at + 8].copy_from_slice(&bytes(text));
             info
         };
@@ -1087,10 +1105,7 @@ mod tests {
         let start = || [ebml(), info(), two()].concat();
         let good = [start(), fragment(T0), audio(10), end_of_fragment()].concat();
         assert_eq!(read(&good).1, Ok(()));
-        assert_eq!(
-            error_of(&[start(), fragment(T0)]),
-            AckError::FRAMES_MISSING
-        );
+        assert_eq!(error_of(&[start(), fragment(T0)]), AckError::FRAMES_MISSING);
         assert_eq!(
             error_of(&[start(), fragment(T0), block(3, 0, 0x80, &[1])]),
             AckError::TRACK_MISMATCH
@@ -1124,8 +1139,16 @@ mod tests {
             mkv,
             "flagged, but it is none"
         );
-        assert_eq!(first(block(1, 0, 0x82, &bytes("0000000465888400"))), mkv, "lacing");
-        assert_eq!(first(block(1, 0, 0x80, &bytes("0000000565888400"))), mkv, "NAL length");
+        assert_eq!(
+            first(block(1, 0, 0x82, &bytes("0000000465888400"))),
+            mkv,
+            "lacing"
+        );
+        assert_eq!(
+            first(block(1, 0, 0x80, &bytes("0000000565888400"))),
+            mkv,
+            "NAL length"
+        );
         assert_eq!(first(bytes("a38381 0000")), mkv, "short");
         assert_eq!(first(bytes("a380")), mkv, "empty");
         assert_eq!(first(bytes("a3850000000000")), mkv, "track number");

@@ -66,7 +66,9 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The address can be reached from elsewhere.
-    #[error("{0} is not a loopback address; the endpoint is for tests and takes no other unless told to")]
+    #[error(
+        "{0} is not a loopback address; the endpoint is for tests and takes no other unless told to"
+    )]
     NotLoopback(SocketAddr),
     /// Nothing can be recorded.
     #[error(transparent)]
@@ -96,7 +98,7 @@ pub struct Options {
     pub scenario: Scenario,
     /// With it the endpoint speaks TLS. It must not offer HTTP/2.
     pub tls: Option<Arc<rustls::ServerConfig>>,
-    /// The access keys that are known.
+    /// The access keys that are known; by default the three built-in ones: valid, temporary, expired.
     pub credentials: Vec<Credential>,
     /// The region that requests must be signed for; `None` takes any.
     pub region: Option<String>,
@@ -118,7 +120,11 @@ impl Default for Options {
             directory: None,
             scenario: Scenario::default(),
             tls: None,
-            credentials: vec![Credential::default()],
+            credentials: vec![
+                Credential::default(),
+                Credential::temporary(),
+                Credential::expired(),
+            ],
             region: None,
             advertise: None,
             limits: Limits::default(),

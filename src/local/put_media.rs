@@ -34,6 +34,8 @@ pub(super) struct Request {
     times: TimecodeType,
     start_ms: Option<u64>,
     acks: bool,
+    /// The client waits for `100 Continue`.
+    waits: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,6 +104,7 @@ impl Request {
             times,
             start_ms,
             acks,
+            waits: headers.contains_key("expect"),
         })
     }
 }
@@ -193,6 +196,8 @@ pub(super) struct Session {
     claim: Option<Claim>,
     request: Request,
     body: Incoming,
+    /// What came while the answer was made.
+    early: Option<Arrival>,
     acks: mpsc::Sender<Bytes>,
     outbox: Outbox,
     reader: Reader,
@@ -213,6 +218,9 @@ struct Current {
     number: FragmentNumber,
     place: FragmentPlace,
 }
+
+/// What comes of a body: a frame, an error, or the end.
+type Arrival = Option<Result<Frame<Bytes>, hyper::Error>>;
 
 /// Going on, or the end.
 type Step = Result<(), Closed>;
@@ -253,6 +261,11 @@ impl Session {
             epilogue.closed = Closed::Broken;
             return Err(error);
         }
+        let early = if request.waits {
+            ask_for(&mut body).await
+        } else {
+            None
+        };
         info!(stream, connection = number, "PutMedia begins");
         let keep = match service.journal.history() {
             History::Payloads => Keep::Payload,
@@ -268,6 +281,7 @@ impl Session {
             reader: Reader::new(service.limits.clone(), request.times, keep),
             request,
             body,
+            early,
             acks,
             outbox: Outbox::default(),
             bytes: 0,
@@ -289,7 +303,12 @@ impl Session {
                 break closed;
             }
         };
-        debug!(stream = self.stream, connection = self.number, ?closed, "PutMedia ended");
+        debug!(
+            stream = self.stream,
+            connection = self.number,
+            ?closed,
+            "PutMedia ended"
+        );
         self.epilogue.closed = closed;
     }
 
@@ -298,6 +317,9 @@ impl Session {
             self.check_start().await?;
         }
         self.send_due().await?;
+        if let Some(early) = self.early.take() {
+            return self.arrived(early).await;
+        }
         let timer = sleep_until(self.next_timer().into());
         tokio::select! {
             frame = self.body.frame() => self.arrived(frame).await,
@@ -335,11 +357,7 @@ impl Session {
     fn next_timer(&self) -> Instant {
         let durations = self.service.durations;
         let idle = self.last_idle.max(self.last_data) + durations.idle_ack;
-        let times = [
-            self.oldest(),
-            self.last_data + durations.idle_close,
-            idle,
-        ];
+        let times = [self.oldest(), self.last_data + durations.idle_close, idle];
         let times = times.into_iter().chain(self.outbox.due());
         times.min().expect("there are four of them")
     }
@@ -374,7 +392,7 @@ impl Session {
         Ok(())
     }
 
-    async fn arrived(&mut self, frame: Option<Result<Frame<Bytes>, hyper::Error>>) -> Step {
+    async fn arrived(&mut self, frame: Arrival) -> Step {
         match frame {
             None => Err(self.end_of_body().await.err().unwrap_or(Closed::Completed)),
             Some(Err(_)) => Err(Closed::Lost),
@@ -491,7 +509,11 @@ impl Session {
         match self.store(fragment).await {
             Ok(stored) => view.duplicate = stored == Stored::Already,
             Err(reason) => {
-                warn!(stream = self.stream, error = reason, "fragment not recorded");
+                warn!(
+                    stream = self.stream,
+                    error = reason,
+                    "fragment not recorded"
+                );
                 return self.refuse(AckError::ARCHIVAL, reason).await;
             }
         }
@@ -503,9 +525,8 @@ impl Session {
     async fn store(&self, fragment: Fragment) -> Result<Stored, String> {
         let recorder = Arc::clone(&self.service.recorder);
         let (stream, times) = (self.stream.clone(), self.request.times);
-        let stored = tokio::task::spawn_blocking(move || {
-            lock(&recorder).store(&stream, times, &fragment)
-        });
+        let stored =
+            tokio::task::spawn_blocking(move || lock(&recorder).store(&stream, times, &fragment));
         match stored.await {
             Ok(stored) => stored.map_err(|error| chain(&error).to_string()),
             Err(error) => Err(error.to_string()),
@@ -606,6 +627,15 @@ impl Session {
             tokio::task::yield_now().await;
         };
         let _ = timeout(FLUSH, sent).await; // a client that does not read gets no more
+    }
+}
+
+/// Asks for the body and lets hyper have a turn: it says `100 Continue` when the body is wanted before the answer begins.
+async fn ask_for(body: &mut Incoming) -> Option<Arrival> {
+    tokio::select! {
+        biased;
+        frame = body.frame() => Some(frame),
+        () = tokio::task::yield_now() => None,
     }
 }
 

@@ -153,12 +153,7 @@ impl Recording {
 
 impl OpenFile {
     /// A new file, named after its first fragment; one that is there already is never touched.
-    fn create(
-        directory: &Path,
-        first_ms: u64,
-        shape: Shape,
-        header: &[u8],
-    ) -> Result<Self, Error> {
+    fn create(directory: &Path, first_ms: u64, shape: Shape, header: &[u8]) -> Result<Self, Error> {
         fs::create_dir_all(directory).map_err(Error::of("cannot make", directory))?;
         let name = date::file_name(first_ms);
         let mut count = 1;
@@ -290,7 +285,10 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         let error = Recorder::new(Some(file.path().join("below"))).unwrap_err();
         let message = error.to_string();
-        assert!(message.starts_with("cannot make the recording directory"), "{message}");
+        assert!(
+            message.starts_with("cannot make the recording directory"),
+            "{message}"
+        );
     }
 
     #[test]
@@ -306,7 +304,10 @@ mod tests {
             },
             latest_ms: 0,
         };
-        assert_eq!(open.append(b"x").unwrap_err().to_string(), "cannot write /dev/full");
+        assert_eq!(
+            open.append(b"x").unwrap_err().to_string(),
+            "cannot write /dev/full"
+        );
         assert_eq!(open.length, 0);
     }
 

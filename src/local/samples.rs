@@ -141,5 +141,8 @@ fn samples_are_the_check_vectors() {
         cluster(1_735_787_045_007),
         bytes("1f43b675ffe7880000019424f8608fa78100")
     );
-    assert_eq!(key(0), bytes("a3 010000000000000c 81 0000 80 00000004 65888400"));
+    assert_eq!(
+        key(0),
+        bytes("a3 010000000000000c 81 0000 80 00000004 65888400")
+    );
 }

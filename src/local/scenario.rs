@@ -446,15 +446,9 @@ fn parse_rule(place: &Place<'_>) -> Result<Rule, Error> {
     let when = parse_trigger(&rule.need("when")?)?;
     let then = parse_action(&rule.need("then")?)?;
     let fits = match (&when, &then) {
-        (
-            Trigger::Start,
-            Action::Creating(_) | Action::ConnectionAge(_) | Action::ClockSkew(_),
-        )
+        (Trigger::Start, Action::Creating(_) | Action::ConnectionAge(_) | Action::ClockSkew(_))
         | (Trigger::Accept(_), Action::Delay(_))
-        | (
-            Trigger::Call { .. },
-            Action::Delay(_) | Action::Outage(_) | Action::Refuse(_),
-        )
+        | (Trigger::Call { .. }, Action::Delay(_) | Action::Outage(_) | Action::Refuse(_))
         | (
             Trigger::Ack { .. },
             Action::Delay(_)
@@ -467,9 +461,7 @@ fn parse_rule(place: &Place<'_>) -> Result<Rule, Error> {
             Trigger::Bytes { .. },
             Action::Break(_) | Action::Outage(_) | Action::Refuse(_) | Action::ErrorAck(_),
         ) => true,
-        (Trigger::Accept(_) | Trigger::Call { .. }, Action::Break(how)) => {
-            *how != Break::BlackHole
-        }
+        (Trigger::Accept(_) | Trigger::Call { .. }, Action::Break(how)) => *how != Break::BlackHole,
         _ => false,
     };
     if fits {
@@ -652,11 +644,36 @@ mod tests {
         };
         let each = |operation: &str| Trigger::call(operation, Nth::Each);
         let cases = [
-            (r#""start""#, r#"{"creating_ms": 5}"#, Trigger::Start, Action::Creating(ms(5))),
-            (r#""start""#, r#"{"connection_age_ms": 5}"#, Trigger::Start, Action::ConnectionAge(ms(5))),
-            (r#""start""#, r#"{"clock_skew_s": -5}"#, Trigger::Start, Action::ClockSkew(-5)),
-            (r#"{"accept": {"from": 2}}"#, r#""reset""#, Trigger::Accept(Nth::From(2)), Action::Break(Break::Reset)),
-            (r#"{"call": "PutMedia"}"#, r#"{"delay_ms": 7}"#, each("PutMedia"), Action::Delay(ms(7))),
+            (
+                r#""start""#,
+                r#"{"creating_ms": 5}"#,
+                Trigger::Start,
+                Action::Creating(ms(5)),
+            ),
+            (
+                r#""start""#,
+                r#"{"connection_age_ms": 5}"#,
+                Trigger::Start,
+                Action::ConnectionAge(ms(5)),
+            ),
+            (
+                r#""start""#,
+                r#"{"clock_skew_s": -5}"#,
+                Trigger::Start,
+                Action::ClockSkew(-5),
+            ),
+            (
+                r#"{"accept": {"from": 2}}"#,
+                r#""reset""#,
+                Trigger::Accept(Nth::From(2)),
+                Action::Break(Break::Reset),
+            ),
+            (
+                r#"{"call": "PutMedia"}"#,
+                r#"{"delay_ms": 7}"#,
+                each("PutMedia"),
+                Action::Delay(ms(7)),
+            ),
             (
                 r#"{"call": "TagStream", "nth": 3}"#,
                 r#"{"error": {"status": 403, "type": "AccessDeniedException"}}"#,
@@ -685,8 +702,18 @@ mod tests {
                 Trigger::bytes(1, 1),
                 Action::ErrorAck(own),
             ),
-            (r#"{"connection": 1, "bytes": 9}"#, r#"{"outage_ms": 3}"#, Trigger::bytes(1, 9), Action::Outage(ms(3))),
-            (r#"{"connection": 1, "bytes": 9}"#, r#""black-hole""#, Trigger::bytes(1, 9), Action::Break(Break::BlackHole)),
+            (
+                r#"{"connection": 1, "bytes": 9}"#,
+                r#"{"outage_ms": 3}"#,
+                Trigger::bytes(1, 9),
+                Action::Outage(ms(3)),
+            ),
+            (
+                r#"{"connection": 1, "bytes": 9}"#,
+                r#""black-hole""#,
+                Trigger::bytes(1, 9),
+                Action::Break(Break::BlackHole),
+            ),
         ];
         for (when, then, trigger, action) in cases {
             let expected = Rule {
@@ -708,19 +735,58 @@ mod tests {
             ("{}", "rules is missing"),
             (r#"{"rules": 1}"#, "rules must be an array"),
             (r#"{"rules": [{}]}"#, "rules[0]: when is missing"),
-            (r#"{"rules": [{"when": "start"}]}"#, "rules[0]: then is missing"),
-            (r#"{"rules": [{"when": "now", "then": "cut"}]}"#, "rules[0].when"),
-            (r#"{"rules": [{"when": {}, "then": "cut"}]}"#, "rules[0].when: is empty"),
-            (r#"{"rules": [{"when": {"fragment": 1}, "then": "dely"}]}"#, "rules[0].then: unknown action \"dely\""),
-            (r#"{"rules": [{"when": {"frgment": 1}, "then": "cut"}]}"#, "rules[0].when: unknown key \"frgment\""),
-            (r#"{"rules": [{"when": {"fragment": 0}, "then": "cut"}]}"#, "rules[0].when.fragment"),
-            (r#"{"rules": [{"when": {"fragment": 1, "nth": 1}, "then": "cut"}]}"#, "\"nth\" does not go with \"fragment\""),
-            (r#"{"rules": [{"when": {"fragment": 1, "ack": "IDLE"}, "then": "cut"}]}"#, "rules[0].when.ack"),
-            (r#"{"rules": [{"when": {"call": "X"}, "then": "cut"}]}"#, "rules[0].when.call: unknown operation"),
-            (r#"{"rules": [{"when": "start", "then": "cut"}]}"#, "rules[0]: this action does not go"),
-            (r#"{"rules": [{"when": {"accept": 1}, "then": "black-hole"}]}"#, "does not go"),
-            (r#"{"rules": [{"when": {"bytes": 1}, "then": {}}]}"#, "rules[0].then: must have exactly one key"),
-            (r#"{"rules": [{"when": {"bytes": 1}, "then": {"error_ack": {"id": 1}}}]}"#, "rules[0].then.error_ack.id"),
+            (
+                r#"{"rules": [{"when": "start"}]}"#,
+                "rules[0]: then is missing",
+            ),
+            (
+                r#"{"rules": [{"when": "now", "then": "cut"}]}"#,
+                "rules[0].when",
+            ),
+            (
+                r#"{"rules": [{"when": {}, "then": "cut"}]}"#,
+                "rules[0].when: is empty",
+            ),
+            (
+                r#"{"rules": [{"when": {"fragment": 1}, "then": "dely"}]}"#,
+                "rules[0].then: unknown action \"dely\"",
+            ),
+            (
+                r#"{"rules": [{"when": {"frgment": 1}, "then": "cut"}]}"#,
+                "rules[0].when: unknown key \"frgment\"",
+            ),
+            (
+                r#"{"rules": [{"when": {"fragment": 0}, "then": "cut"}]}"#,
+                "rules[0].when.fragment",
+            ),
+            (
+                r#"{"rules": [{"when": {"fragment": 1, "nth": 1}, "then": "cut"}]}"#,
+                "\"nth\" does not go with \"fragment\"",
+            ),
+            (
+                r#"{"rules": [{"when": {"fragment": 1, "ack": "IDLE"}, "then": "cut"}]}"#,
+                "rules[0].when.ack",
+            ),
+            (
+                r#"{"rules": [{"when": {"call": "X"}, "then": "cut"}]}"#,
+                "rules[0].when.call: unknown operation",
+            ),
+            (
+                r#"{"rules": [{"when": "start", "then": "cut"}]}"#,
+                "rules[0]: this action does not go",
+            ),
+            (
+                r#"{"rules": [{"when": {"accept": 1}, "then": "black-hole"}]}"#,
+                "does not go",
+            ),
+            (
+                r#"{"rules": [{"when": {"bytes": 1}, "then": {}}]}"#,
+                "rules[0].then: must have exactly one key",
+            ),
+            (
+                r#"{"rules": [{"when": {"bytes": 1}, "then": {"error_ack": {"id": 1}}}]}"#,
+                "rules[0].then.error_ack.id",
+            ),
             (
                 r#"{"rules": [{"when": {"bytes": 1}, "then": {"error": {"status": 200, "type": "X"}}}]}"#,
                 "rules[0].then.error.status",
@@ -728,7 +794,10 @@ mod tests {
         ];
         for (text, message) in cases {
             let error = Scenario::parse(text).unwrap_err().to_string();
-            assert!(error.contains(message), "{text}: {error:?} lacks {message:?}");
+            assert!(
+                error.contains(message),
+                "{text}: {error:?} lacks {message:?}"
+            );
         }
     }
 
@@ -740,7 +809,10 @@ mod tests {
             (Trigger::ack(2, 3, None), treat.clone()),
             (Trigger::ack(2, 3, None), cut.clone()),
             (Trigger::bytes(1, 100), Action::Break(Break::Reset)),
-            (Trigger::call("TagStream", Nth::From(2)), Action::Delay(Duration::ZERO)),
+            (
+                Trigger::call("TagStream", Nth::From(2)),
+                Action::Delay(Duration::ZERO),
+            ),
             (Trigger::Accept(Nth::Only(2)), Action::Break(Break::Stall)),
             (Trigger::Start, Action::ClockSkew(60)),
         ]);
@@ -748,8 +820,15 @@ mod tests {
             scenario.on_ack(place(2, 3, 9), EventType::Buffering),
             [treat.clone(), cut]
         );
-        assert_eq!(scenario.on_ack(place(2, 3, 9), EventType::Persisted), [treat]);
-        assert!(scenario.on_ack(place(1, 3, 9), EventType::Buffering).is_empty());
+        assert_eq!(
+            scenario.on_ack(place(2, 3, 9), EventType::Persisted),
+            [treat]
+        );
+        assert!(
+            scenario
+                .on_ack(place(1, 3, 9), EventType::Buffering)
+                .is_empty()
+        );
         assert_eq!(scenario.on_bytes(1, 100).len(), 1);
         assert!(scenario.on_bytes(1, 101).is_empty() && scenario.on_bytes(2, 100).is_empty());
         assert_eq!(scenario.next_bytes(1, 99), Some(100));

@@ -253,7 +253,7 @@ async fn perform_on(wire: &Wire, actions: &[Action]) {
                     Break::Reset => wire.end(Ending::Reset),
                     Break::Stall | Break::BlackHole => wire.stall(),
                 }
-                std::future::pending().await
+                std::future::pending::<()>().await;
             }
             _ => {}
         }
@@ -319,10 +319,7 @@ impl Call {
         let date = super::date::http(self.service.seconds());
         for (name, value) in [
             (header::DATE, date),
-            (
-                header::CONTENT_TYPE,
-                "application/json".to_owned(),
-            ),
+            (header::CONTENT_TYPE, "application/json".to_owned()),
             (
                 header::HeaderName::from_static("x-amzn-requestid"),
                 request_id(),
@@ -346,7 +343,7 @@ impl Call {
                 Action::Refuse(error) => return Err(error.clone()),
                 Action::Outage(length) => {
                     let _ = self.service.outages.send(*length); // the receiver lives as long as the listener
-                    std::future::pending().await
+                    std::future::pending::<()>().await;
                 }
                 action => perform_on(&self.wire, std::slice::from_ref(action)).await,
             }
@@ -407,8 +404,7 @@ impl Call {
         body: Incoming,
     ) -> Result<Response<Body>, ApiError> {
         let request = put_media::Request::parse(headers)?;
-        let (session, acks) =
-            Session::open(&self.service, &self.wire, request, body).await?;
+        let (session, acks) = Session::open(&self.service, &self.wire, request, body).await?;
         lock(&self.tasks).spawn(session.run());
         Ok(Response::new(Body::Acks(acks)))
     }

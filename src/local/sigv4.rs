@@ -55,6 +55,27 @@ impl Default for Credential {
     }
 }
 
+impl Credential {
+    /// The built-in temporary credentials: good only together with their session token.
+    pub fn temporary() -> Self {
+        Self {
+            access_key_id: "ASIALOCALENDPOINT002".into(),
+            session_token: Some("localEndpointSessionToken".into()),
+            ..Self::default()
+        }
+    }
+
+    /// The built-in temporary credentials whose time is over.
+    pub fn expired() -> Self {
+        Self {
+            access_key_id: "ASIALOCALENDPOINT003".into(),
+            session_token: Some("localEndpointExpiredToken".into()),
+            validity: Validity::Expired,
+            ..Self::default()
+        }
+    }
+}
+
 impl fmt::Debug for Credential {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Credential")

@@ -303,7 +303,10 @@ mod tests {
         let view = journal.view();
         let state = view.state();
         let stream = &state.streams["camera"];
-        assert_eq!((stream.fragments.len(), stream.fragments_total), (RECENT, 100));
+        assert_eq!(
+            (stream.fragments.len(), stream.fragments_total),
+            (RECENT, 100)
+        );
         assert!(stream.fragments[0].frames.is_empty());
         assert_eq!(state.connections.len(), RECENT);
         assert_eq!(state.connections.last().unwrap().number, 99);
