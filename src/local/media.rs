@@ -1178,4 +1178,39 @@ mod tests {
         assert_eq!(with(vec![event(), tag("k", "v")]), Ok(()));
         assert_eq!(error(vec![event(), event()]), AckError::INVALID_METADATA);
     }
+
+    proptest::proptest! {
+        /// Whatever arrives, in whatever cut: no panic, and the same events and the same verdict.
+        #[test]
+        fn damage_is_judged_alike_in_any_cut(
+            damage in proptest::collection::vec((0_usize..800, proptest::prelude::any::<u8>()), 0..4),
+            cuts in proptest::collection::vec(1_usize..90, 1..20),
+        ) {
+            let tags = [tag("site", "gate-3"), fragment(T0 + 2000), end_of_fragment()];
+            let mut body = [header(), fragment(T0), tags.concat()].concat();
+            for (at, to) in damage {
+                let at = at % body.len();
+                body[at] = to;
+            }
+            let limits = Limits { fragment_bytes: 4096, ..Limits::default() };
+            let reader = || Reader::new(limits.clone(), TimecodeType::Absolute, Keep::Payload);
+            let whole = read_cut(reader(), &body, body.len());
+            let mut cut_reader = reader();
+            let mut events = Vec::new();
+            let mut result = Ok(());
+            let mut rest = &body[..];
+            for cut in cuts.iter().cycle() {
+                if rest.is_empty() || result.is_err() {
+                    break;
+                }
+                let (piece, tail) = rest.split_at((*cut).min(rest.len()));
+                result = cut_reader.push(piece, Clock.now(), WALL, &mut events);
+                rest = tail;
+            }
+            if result.is_ok() {
+                result = cut_reader.finish(&mut events);
+            }
+            proptest::prop_assert_eq!((events, result), whole);
+        }
+    }
 }

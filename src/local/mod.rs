@@ -102,7 +102,7 @@ pub struct Options {
     pub credentials: Vec<Credential>,
     /// The region that requests must be signed for; `None` takes any.
     pub region: Option<String>,
-    /// Origin in place of the own one: where clients reach the endpoint through a proxy or by a name.
+    /// What GetDataEndpoint tells. `None` tells the host by which the client came, so that names and proxies just work.
     pub advertise: Option<String>,
     /// What the media may be.
     pub limits: Limits,
@@ -198,9 +198,9 @@ impl Endpoint {
         let (outages, outage_orders) = mpsc::unbounded_channel();
         let service = Arc::new(Service {
             clock: Clock,
-            url: options
-                .advertise
-                .unwrap_or_else(|| format!("{scheme}://{address}")),
+            scheme,
+            address,
+            advertise: options.advertise,
             region: options.region,
             credentials: options.credentials,
             limits: options.limits,
@@ -227,7 +227,7 @@ impl Endpoint {
 
     /// The origin, such as `http://127.0.0.1:40123`.
     pub fn url(&self) -> String {
-        self.service.url.clone()
+        self.service.url()
     }
 
     /// What happens at the endpoint.

@@ -45,7 +45,12 @@ const MEDIA_END: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct Service {
     pub(super) clock: Clock,
-    pub(super) url: String,
+    /// `http` or `https`.
+    pub(super) scheme: &'static str,
+    /// Where the endpoint listens.
+    pub(super) address: SocketAddr,
+    /// Where clients are to reach it, when that is not where they reach it now.
+    pub(super) advertise: Option<String>,
     pub(super) region: Option<String>,
     pub(super) credentials: Vec<Credential>,
     pub(super) limits: Limits,
@@ -74,6 +79,24 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Service {
+    /// The origin, as far as the endpoint itself knows it.
+    pub(super) fn url(&self) -> String {
+        self.advertise
+            .clone()
+            .unwrap_or_else(|| format!("{}://{}", self.scheme, self.address))
+    }
+
+    /// The origin for whoever sent `headers`: the way by which they came, be it a name, a certificate's or a proxy's.
+    fn origin(&self, headers: &HeaderMap) -> String {
+        let host = headers
+            .get(header::HOST)
+            .and_then(|host| host.to_str().ok());
+        match (&self.advertise, host) {
+            (None, Some(host)) => format!("{}://{host}", self.scheme),
+            _ => self.url(),
+        }
+    }
+
     pub(super) fn settings(&self) -> Settings {
         lock(&self.scenario).settings()
     }
@@ -362,7 +385,8 @@ impl Call {
             .map_err(|error| ApiError::bad("SerializationException", error.to_string()))?
             .to_bytes();
         let region = self.verify(&head, Payload::Whole(&body))?;
-        let context = self.context(&region);
+        let origin = self.service.origin(&head.headers);
+        let context = self.context(&region, &origin);
         let answer = lock(&self.service.store).call(operation, &body, context)?;
         Ok(Response::new(Body::Whole(Some(answer.to_string().into()))))
     }
@@ -381,14 +405,14 @@ impl Call {
         Ok(region)
     }
 
-    fn context<'a>(&'a self, region: &'a str) -> api::Context<'a> {
+    fn context<'a>(&self, region: &'a str, url: &'a str) -> api::Context<'a> {
         let service = &self.service;
         let durations = service.durations;
         api::Context {
             now: service.clock.now(),
             wall: service.wall(),
             region,
-            url: &service.url,
+            url,
             settle: Settle {
                 creating: service.settings().creating.unwrap_or(durations.creating),
                 updating: durations.updating,

@@ -39,6 +39,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Stream for T {}
 #[derive(Clone)]
 struct Client {
     address: SocketAddr,
+    host: String,
     credential: Credential,
     seconds_ahead: i64,
     tls: Option<Arc<rustls::ClientConfig>>,
@@ -64,6 +65,7 @@ impl Client {
         let (_, address) = url.split_once("://").unwrap();
         Self {
             address: address.parse().unwrap(),
+            host: address.to_owned(),
             credential: Credential::default(),
             seconds_ahead: 0,
             tls: None,
@@ -91,7 +93,7 @@ impl Client {
             let name = HeaderName::try_from(name).unwrap();
             headers.insert(name, HeaderValue::try_from(value).unwrap());
         };
-        set("host", &self.address.to_string());
+        set("host", &self.host);
         set("x-amz-date", &date::amz(now));
         for (name, value) in more {
             set(name, value);
@@ -643,9 +645,18 @@ async fn one_connection_serves_many_calls() {
         (404, "ResourceNotFoundException")
     );
     assert!(answer["Message"].is_string());
+    // By another name: the data endpoint is reached the same way.
+    let port = client.address.port();
+    let by_name = Client {
+        host: format!("localhost:{port}"),
+        ..client.clone()
+    };
+    let ask = json!({"StreamName": "camera", "APIName": "PUT_MEDIA"});
+    let (_, answer) = by_name.call("GetDataEndpoint", ask).await;
+    assert_eq!(answer["DataEndpoint"], format!("http://localhost:{port}"));
     let (head, _) = client.call("FlyAway", json!({})).await;
     assert_eq!(head.exception(), "UnknownOperationException");
-    assert_eq!(endpoint.view().state().accepted, 4);
+    assert_eq!(endpoint.view().state().accepted, 5);
 }
 
 #[tokio::test]
