@@ -175,6 +175,11 @@ pub struct Stream {
 }
 
 impl Stream {
+    /// Its ARN, which tells it from an earlier stream of the same name.
+    pub fn arn(&self) -> &str {
+        &self.arn
+    }
+
     /// Its state.
     pub fn status(&self) -> Status {
         self.status

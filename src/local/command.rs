@@ -92,13 +92,15 @@ pub enum Error {
 pub async fn run(args: LocalEndpointArgs, shutdown: Shutdown) -> Result<(), Error> {
     let options = options(args)?;
     let credential = options.credentials[0].clone();
+    let region = options.region.clone();
     let endpoint = Endpoint::start(options).await?;
     // Lines for a shell: `eval "$(..)"`, or an EnvironmentFile.
     let lines = format!(
-        "AWS_ENDPOINT_URL_KINESIS_VIDEO={}\nAWS_ACCESS_KEY_ID={}\nAWS_SECRET_ACCESS_KEY={}\n",
+        "AWS_ENDPOINT_URL_KINESIS_VIDEO={}\nAWS_ACCESS_KEY_ID={}\nAWS_SECRET_ACCESS_KEY={}\nAWS_REGION={}\n",
         endpoint.url(),
         credential.access_key_id,
-        credential.secret_access_key
+        credential.secret_access_key,
+        region.as_deref().unwrap_or("us-west-2"), // without one any will do
     );
     let mut out = io::stdout();
     out.write_all(lines.as_bytes())

@@ -12,10 +12,10 @@ use tokio::time::{sleep, sleep_until, timeout, timeout_at};
 use tracing::{debug, info, warn};
 
 use super::acks::{Ack, AckError, EventType, FragmentNumber, Outbox};
-use super::api::{ApiError, Status};
+use super::api::{ApiError, Status, Stream};
 use super::io::{Ending, Wire};
 use super::media::{self, Fragment, Keep, Reader, TimecodeType, Violation};
-use super::recording::Stored;
+use super::recording::{Stored, StreamId};
 use super::scenario::{Action, Break, FragmentPlace};
 use super::server::{Service, lock};
 use super::view::{Closed, FragmentView, History};
@@ -192,6 +192,7 @@ pub(super) struct Session {
     service: Arc<Service>,
     wire: Arc<Wire>,
     stream: String,
+    arn: String,
     number: u64,
     claim: Option<Claim>,
     request: Request,
@@ -234,18 +235,17 @@ impl Session {
         mut body: Incoming,
     ) -> Result<(Self, mpsc::Receiver<Bytes>), ApiError> {
         let now = service.clock.now();
-        let stream = {
+        let (stream, arn) = {
             let mut store = lock(&service.store);
             store.settle(now);
             let name = match &request.stream {
                 Name::Name(name) => name.clone(),
                 Name::Arn(arn) => store.name_of(arn).unwrap_or_else(|| arn.clone()),
             };
-            if store.get(&name).is_none() {
-                return Err(ApiError::not_found(&name));
-            }
+            let known = store.get(&name).ok_or_else(|| ApiError::not_found(&name))?;
+            let arn = known.arn().to_owned();
             store.throttle(&name, "PutMedia", service.limits.calls_per_second, now)?;
-            name
+            (name, arn)
         };
         let number = service.next_connection();
         let claim = Claim::take(service, &stream, number).await?;
@@ -276,6 +276,7 @@ impl Session {
             service: Arc::clone(service),
             wire: Arc::clone(wire),
             stream,
+            arn,
             number,
             claim: Some(claim),
             reader: Reader::new(service.limits.clone(), request.times, keep),
@@ -340,11 +341,7 @@ impl Session {
     }
 
     async fn check_stream(&mut self) -> Step {
-        let status = {
-            let mut store = lock(&self.service.store);
-            store.settle(self.service.clock.now());
-            store.get(&self.stream).map(|stream| stream.status())
-        };
+        let status = self.of_stream(|stream| stream.status());
         match status {
             Some(Status::Active | Status::Updating) => Ok(()),
             status => {
@@ -352,6 +349,14 @@ impl Session {
                 self.refuse(AckError::STREAM_NOT_ACTIVE, reason).await
             }
         }
+    }
+
+    /// Asks the stream, if it is still the one that this connection began with.
+    fn of_stream<T>(&self, ask: impl FnOnce(&Stream) -> T) -> Option<T> {
+        let mut store = lock(&self.service.store);
+        store.settle(self.service.clock.now());
+        let stream = store.get(&self.stream)?;
+        (stream.arn() == self.arn).then(|| ask(stream))
     }
 
     fn next_timer(&self) -> Instant {
@@ -488,9 +493,7 @@ impl Session {
         let Some(Current { number, .. }) = self.current.clone() else {
             return Ok(());
         };
-        let retention_hours = lock(&self.service.store)
-            .get(&self.stream)
-            .map_or(0, |stream| stream.retention_hours);
+        let retention_hours = self.of_stream(|stream| stream.retention_hours).unwrap_or(0);
         let mut view = FragmentView {
             number,
             timecode: fragment.timecode,
@@ -524,7 +527,11 @@ impl Session {
     /// Writes the fragment on a thread that may block.
     async fn store(&self, fragment: Fragment) -> Result<Stored, String> {
         let recorder = Arc::clone(&self.service.recorder);
-        let (stream, times) = (self.stream.clone(), self.request.times);
+        let times = self.request.times;
+        let stream = StreamId {
+            name: self.stream.clone(),
+            arn: self.arn.clone(),
+        };
         let stored =
             tokio::task::spawn_blocking(move || lock(&recorder).store(&stream, times, &fragment));
         match stored.await {

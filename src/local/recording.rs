@@ -46,7 +46,17 @@ pub enum Stored {
 #[derive(Debug)]
 pub struct Recorder {
     directory: Option<PathBuf>,
+    /// By ARN: a stream that is deleted and made anew begins anew.
     streams: BTreeMap<String, Recording>,
+}
+
+/// Which stream a fragment belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamId {
+    /// Its name, for the directory.
+    pub name: String,
+    /// Its ARN.
+    pub arn: String,
 }
 
 /// Recording of one stream.
@@ -104,7 +114,7 @@ impl Recorder {
     /// When the file cannot be written. It then ends with the fragment before.
     pub fn store(
         &mut self,
-        stream: &str,
+        stream: &StreamId,
         times: TimecodeType,
         fragment: &Fragment,
     ) -> Result<Stored, Error> {
@@ -112,12 +122,12 @@ impl Recorder {
         let (Some(first_ms), Some(last_ms)) = (moments.clone().min(), moments.max()) else {
             return Ok(Stored::Already); // the reader lets no fragment without frames through
         };
-        let recording = self.streams.entry(stream.to_owned()).or_default();
+        let recording = self.streams.entry(stream.arn.clone()).or_default();
         if recording.stored.contains(&first_ms) {
             return Ok(Stored::Already);
         }
         if let Some(directory) = &self.directory {
-            let directory = directory.join(directory_name(stream));
+            let directory = directory.join(directory_name(&stream.name));
             recording.append(&directory, times, fragment, first_ms, last_ms)?;
         }
         recording.stored.insert(first_ms);
@@ -230,10 +240,16 @@ mod tests {
     }
 
     fn store(recorder: &mut Recorder, at_ms: u64, tracks: &'static str) -> Stored {
-        let fragment = fragment(at_ms, tracks);
-        recorder
-            .store("camera", TimecodeType::Absolute, &fragment)
-            .unwrap()
+        store_of(recorder, "arn:1", &fragment(at_ms, tracks))
+    }
+
+    fn store_of(recorder: &mut Recorder, arn: &str, fragment: &Fragment) -> Stored {
+        let stream = StreamId {
+            name: "camera".into(),
+            arn: arn.into(),
+        };
+        let stored = recorder.store(&stream, TimecodeType::Absolute, fragment);
+        stored.unwrap()
     }
 
     fn files(directory: &Path) -> Vec<(String, String)> {
@@ -278,6 +294,15 @@ mod tests {
             names,
             ["20250102T030405.007Z-2.mkv", "20250102T030405.007Z.mkv"]
         );
+    }
+
+    #[test]
+    fn stream_that_is_made_anew_has_stored_nothing() {
+        let mut recorder = Recorder::new(None).unwrap();
+        let fragment = fragment(T0, "a");
+        assert_eq!(store_of(&mut recorder, "arn:1", &fragment), Stored::New);
+        assert_eq!(store_of(&mut recorder, "arn:1", &fragment), Stored::Already);
+        assert_eq!(store_of(&mut recorder, "arn:2", &fragment), Stored::New);
     }
 
     #[test]

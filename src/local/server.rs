@@ -435,17 +435,21 @@ impl Call {
 }
 
 fn refusal(error: &ApiError) -> Response<Body> {
-    let body = json!({ "Message": error.message }).to_string();
-    let mut response = Response::new(Body::Whole(Some(body.into())));
-    *response.status_mut() = error.status;
-    // The service puts a URL behind the name of its own exceptions.
-    let kind = match error.status {
-        StatusCode::FORBIDDEN => error.exception.clone(),
-        _ => format!(
-            "{}:http://internal.amazon.com/coral/com.amazonaws.kinesisvideo.v20170930/",
-            error.exception
+    // Who refuses shows: the layer that checks signatures names its exception and no more, and says `message`; the
+    // service proper puts a URL behind the name, and says `Message`.
+    let (key, kind) = match error.status {
+        StatusCode::FORBIDDEN => ("message", error.exception.clone()),
+        _ => (
+            "Message",
+            format!(
+                "{}:http://internal.amazon.com/coral/com.amazonaws.kinesisvideo.v20170930/",
+                error.exception
+            ),
         ),
     };
+    let body = json!({ key: error.message }).to_string();
+    let mut response = Response::new(Body::Whole(Some(body.into())));
+    *response.status_mut() = error.status;
     if let Ok(kind) = HeaderValue::try_from(kind) {
         response.headers_mut().insert("x-amzn-errortype", kind);
     }
