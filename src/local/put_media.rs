@@ -341,7 +341,7 @@ impl Session {
     }
 
     async fn check_stream(&mut self) -> Step {
-        let status = self.of_stream(|stream| stream.status());
+        let status = self.of_stream(Stream::status);
         match status {
             Some(Status::Active | Status::Updating) => Ok(()),
             status => {
