@@ -5,6 +5,8 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+#[cfg(feature = "local")]
+use aws_credential_types::Credentials;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -146,7 +148,7 @@ pub enum Error {
     /// The service inside this process could not start.
     #[cfg(feature = "local")]
     #[error(transparent)]
-    Local(#[from] crate::local::Error),
+    Local(#[from] crate::local::command::Error),
 }
 
 /// The program's exit codes.
@@ -199,7 +201,10 @@ pub async fn run(config: Config) -> Result<Summary, Error> {
     )]
     let mut aws_options = config.aws.clone();
     #[cfg(feature = "local")]
-    let _endpoint = start_local(config.local.as_ref(), &mut aws_options).await?;
+    let _endpoint = match &config.local {
+        Some(local) => Some(start_local(local, &mut aws_options).await?),
+        None => None,
+    };
     let stream = aws_options.stream.clone();
     let aws = Aws::load(aws_options, &tls, clock).await?;
 
@@ -275,7 +280,48 @@ pub async fn run(config: Config) -> Result<Summary, Error> {
     };
     let exit = exit(&report, failed.as_ref(), &outcome);
     publish(&report, config.report.as_ref())?;
+    #[cfg(feature = "local")]
+    if let Some(directory) = config
+        .local
+        .as_ref()
+        .and_then(|local| local.directory.as_ref())
+    {
+        info!(
+            "the recording is in {}",
+            directory.join(&report.stream).display()
+        );
+    }
     Ok(Summary { exit, report })
+}
+
+/// Starts the service inside this process and leads `aws` to it.
+#[cfg(feature = "local")]
+async fn start_local(
+    local: &Local,
+    aws: &mut aws::Options,
+) -> Result<crate::local::Endpoint, Error> {
+    use crate::local::command::{self, Error};
+    use crate::local::{Credential, Endpoint, Options, view::History};
+    let options = Options {
+        directory: local.directory.clone(),
+        scenario: command::scenario(local.scenario.clone())?,
+        history: History::Recent,
+        ..Options::default()
+    };
+    let endpoint = Endpoint::start(options).await.map_err(Error::Start)?;
+    let known = Credential::default();
+    let credentials = Credentials::new(
+        known.access_key_id,
+        known.secret_access_key,
+        None,
+        None,
+        "local",
+    );
+    aws.endpoint = Some(endpoint.url());
+    aws.credentials = Some(credentials);
+    // The endpoint is of every region.
+    aws.region.get_or_insert_with(|| "us-west-2".into());
+    Ok(endpoint)
 }
 
 /// What `run` holds while it goes on.
@@ -379,6 +425,27 @@ impl Run {
                 frames = frames(now) - frames(before),
                 "the buffer is full: the oldest fragments are given up; the network does not keep up with the camera"
             );
+        }
+    }
+}
+
+/// Runs something until SIGINT or SIGTERM asks it to shut down.
+///
+/// # Errors
+/// When the signal handlers cannot be set up.
+#[cfg(feature = "local")]
+pub async fn until_signal<T, F: Future<Output = T>>(
+    run: impl FnOnce(shutdown::Shutdown) -> F,
+) -> Result<T, Error> {
+    let mut signals = Signals::new()?;
+    let (trigger, shutdown) = shutdown::pair();
+    let mut trigger = Some(trigger);
+    let run = run(shutdown);
+    tokio::pin!(run);
+    loop {
+        tokio::select! {
+            result = &mut run => return Ok(result),
+            () = signals.next() => drop(trigger.take()),
         }
     }
 }

@@ -24,6 +24,7 @@ use crate::ring::{MIN_BUDGET_BYTES, WhenFull};
     subcommand_negates_reqs = true
 )]
 pub struct Args {
+    /// Another thing than streaming.
     #[cfg(feature = "local")]
     #[command(subcommand)]
     pub command: Option<Command>,
@@ -125,7 +126,7 @@ pub struct Args {
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     /// Run the KVS-compatible service by itself, for other producers to be pointed at
-    LocalEndpoint(crate::local::LocalEndpointArgs),
+    LocalEndpoint(crate::local::command::LocalEndpointArgs),
 }
 
 /// See [`Codec`].

@@ -110,17 +110,23 @@ pub async fn run(args: LocalEndpointArgs, shutdown: Shutdown) -> Result<(), Erro
     Ok(())
 }
 
-fn options(args: LocalEndpointArgs) -> Result<Options, Error> {
-    let scenario = match args.scenario {
-        None => Scenario::default(),
-        Some(path) => {
-            let text = fs::read_to_string(&path).map_err(|source| Error::Read {
-                path: path.clone(),
-                source,
-            })?;
-            Scenario::parse(&text).map_err(|source| Error::Scenario { path, source })?
-        }
+/// The scenario in a file; without one, a service that behaves well.
+///
+/// # Errors
+/// When the file cannot be read, or is no scenario.
+pub fn scenario(path: Option<PathBuf>) -> Result<Scenario, Error> {
+    let Some(path) = path else {
+        return Ok(Scenario::default());
     };
+    let text = fs::read_to_string(&path).map_err(|source| Error::Read {
+        path: path.clone(),
+        source,
+    })?;
+    Scenario::parse(&text).map_err(|source| Error::Scenario { path, source })
+}
+
+fn options(args: LocalEndpointArgs) -> Result<Options, Error> {
+    let scenario = scenario(args.scenario)?;
     let tls = match (args.tls_cert, args.tls_key) {
         (Some(certificate), Some(key)) => Some(Arc::new(tls(&certificate, &key)?)),
         _ => None,
