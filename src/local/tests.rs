@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use super::acks::{AckError, EventType, Treatment};
 use super::api::ApiError;
 use super::samples::*;
-use super::scenario::{Action, Break, Nth, Rule, Scenario, Trigger};
+use super::scenario::{Action, Break, Nth, Scenario, Trigger};
 use super::sigv4::{Credential, Payload, Presented, authorize};
 use super::view::{Closed, History};
 use super::{Durations, Endpoint, Limits, Options, date};
@@ -1060,10 +1060,8 @@ async fn server_goes_away_and_comes_back() {
 #[tokio::test]
 async fn clock_of_the_server_can_be_wrong() {
     let (endpoint, client) = endpoint(Options::default()).await;
-    endpoint.play(Rule {
-        when: Trigger::Start,
-        then: Action::ClockSkew(-3600),
-    });
+    let skew = [(Trigger::Start, Action::ClockSkew(-3600))];
+    endpoint.follow(Scenario::of(skew)).unwrap();
     let (head, _) = client.call("ListStreams", json!({})).await;
     assert_eq!(head.exception(), "InvalidSignatureException");
     let told = head.headers["date"].to_str().unwrap();
@@ -1076,7 +1074,7 @@ async fn clock_of_the_server_can_be_wrong() {
         ..client.clone()
     };
     assert_eq!(behind.call("ListStreams", json!({})).await.0.status, 200);
-    endpoint.follow(Scenario::default());
+    endpoint.follow(Scenario::default()).unwrap();
     assert_eq!(client.call("ListStreams", json!({})).await.0.status, 200);
 }
 
