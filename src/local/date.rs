@@ -1,7 +1,5 @@
 //! The three ways in which times are written on the wire. Pure.
 
-use std::time::Duration;
-
 use aws_smithy_types::DateTime;
 use aws_smithy_types::date_time::Format;
 
@@ -33,7 +31,7 @@ pub fn amz(seconds: i64) -> String {
     compact(DateTime::from_secs(seconds))
 }
 
-/// `time` since the Unix epoch as `20250102T030405.007Z`: sorts by time and needs no quoting in a shell.
+/// `millis` since the Unix epoch as `20250102T030405.007Z`: sorts by time and needs no quoting in a shell.
 pub fn file_name(millis: u64) -> String {
     let text = amz(i64::try_from(millis / 1000).unwrap_or(i64::MAX));
     format!("{}.{:03}Z", text.trim_end_matches('Z'), millis % 1000)
@@ -44,13 +42,6 @@ pub fn http(seconds: i64) -> String {
     DateTime::from_secs(seconds)
         .fmt(Format::HttpDate)
         .unwrap_or_else(|_| "Thu, 01 Jan 1970 00:00:00 GMT".into())
-}
-
-/// `wall`, a time since the Unix epoch, put forward by `skew` seconds.
-pub fn skewed(wall: Duration, skew: i64) -> i64 {
-    i64::try_from(wall.as_secs())
-        .unwrap_or(i64::MAX)
-        .saturating_add(skew)
 }
 
 fn compact(time: DateTime) -> String {
@@ -84,6 +75,5 @@ mod tests {
     fn headers_and_file_names() {
         assert_eq!(http(1_735_787_045), "Thu, 02 Jan 2025 03:04:05 GMT");
         assert_eq!(file_name(1_735_787_045_007), "20250102T030405.007Z");
-        assert_eq!(skewed(Duration::from_secs(100), -120), -20);
     }
 }

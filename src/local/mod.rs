@@ -47,7 +47,7 @@ use crate::clock::Clock;
 use crate::shutdown::Shutdown;
 use api::Store;
 use recording::Recorder;
-use scenario::{Rule, Scenario};
+use scenario::Scenario;
 use server::{Counters, Service, lock};
 use view::{History, Journal, View};
 
@@ -70,6 +70,9 @@ pub enum Error {
         "{0} is not a loopback address; the endpoint is for tests and takes no other unless told to"
     )]
     NotLoopback(SocketAddr),
+    /// A rule of the scenario can never apply.
+    #[error(transparent)]
+    Scenario(#[from] scenario::Error),
     /// Nothing can be recorded.
     #[error(transparent)]
     Recording(#[from] recording::Error),
@@ -178,12 +181,13 @@ impl Endpoint {
     /// Starts to listen. Runs in the calling runtime, which may have one thread only.
     ///
     /// # Errors
-    /// When the address or the directory cannot be used.
+    /// When the address, the directory or the scenario cannot be used.
     pub async fn start(options: Options) -> Result<Self, Error> {
         let listen = options.listen;
         if options.reach == Reach::Loopback && !listen.ip().is_loopback() {
             return Err(Error::NotLoopback(listen));
         }
+        options.scenario.check()?;
         let recorder = Recorder::new(options.directory)?;
         let failed = |source| Error::Listen {
             address: listen,
@@ -235,14 +239,15 @@ impl Endpoint {
         self.service.journal.view()
     }
 
-    /// Adds a rule to the scenario while it plays.
-    pub fn play(&self, rule: Rule) {
-        lock(&self.service.scenario).rules.push(rule);
-    }
-
-    /// Replaces the scenario; the default one ends all misbehaviour to come.
-    pub fn follow(&self, scenario: Scenario) {
+    /// Replaces the scenario; the default one ends all misbehaviour to come. Counts of calls, connections and fragments go
+    /// on.
+    ///
+    /// # Errors
+    /// When a rule can never apply.
+    pub fn follow(&self, scenario: Scenario) -> Result<(), scenario::Error> {
+        scenario.check()?;
         *lock(&self.service.scenario) = scenario;
+        Ok(())
     }
 
     /// Goes away at once for `length`: every connection ends and new ones are refused, as when a server restarts.

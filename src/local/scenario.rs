@@ -84,6 +84,43 @@ pub struct Rule {
     pub then: Action,
 }
 
+impl Rule {
+    /// Checks that the action goes with the trigger; `place` is where the rule stands, for the message.
+    fn check(&self, place: &str) -> Result<(), Error> {
+        let fits = match (&self.when, &self.then) {
+            (
+                Trigger::Start,
+                Action::Creating(_) | Action::ConnectionAge(_) | Action::ClockSkew(_),
+            )
+            | (Trigger::Accept(_), Action::Delay(_))
+            | (Trigger::Call { .. }, Action::Delay(_) | Action::Outage(_) | Action::Refuse(_))
+            | (
+                Trigger::Ack { .. },
+                Action::Delay(_)
+                | Action::Treat(_)
+                | Action::Break(_)
+                | Action::Outage(_)
+                | Action::ErrorAck(_),
+            )
+            | (
+                Trigger::Bytes { .. },
+                Action::Break(_) | Action::Outage(_) | Action::Refuse(_) | Action::ErrorAck(_),
+            ) => true,
+            (Trigger::Accept(_) | Trigger::Call { .. }, Action::Break(how)) => {
+                *how != Break::BlackHole
+            }
+            _ => false,
+        };
+        if fits {
+            return Ok(());
+        }
+        Err(Error::Rule {
+            place: place.into(),
+            reason: "this action does not go with this trigger; see the table of actions".into(),
+        })
+    }
+}
+
 /// Which of several; the first is 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Nth {
@@ -239,6 +276,15 @@ impl Scenario {
         Self {
             rules: rules.collect(),
         }
+    }
+
+    /// Checks that every action goes with its trigger, as [`Self::parse`] does for a file.
+    ///
+    /// # Errors
+    /// The first rule of which nothing would ever come.
+    pub fn check(&self) -> Result<(), Error> {
+        let mut rules = self.rules.iter().enumerate();
+        rules.try_for_each(|(index, rule)| rule.check(&format!("rules[{index}]")))
     }
 
     /// Reads the JSON that the module's documentation describes.
@@ -445,30 +491,9 @@ fn parse_rule(place: &Place<'_>) -> Result<Rule, Error> {
     let rule = place.object(&["when", "then"])?;
     let when = parse_trigger(&rule.need("when")?)?;
     let then = parse_action(&rule.need("then")?)?;
-    let fits = match (&when, &then) {
-        (Trigger::Start, Action::Creating(_) | Action::ConnectionAge(_) | Action::ClockSkew(_))
-        | (Trigger::Accept(_), Action::Delay(_))
-        | (Trigger::Call { .. }, Action::Delay(_) | Action::Outage(_) | Action::Refuse(_))
-        | (
-            Trigger::Ack { .. },
-            Action::Delay(_)
-            | Action::Treat(_)
-            | Action::Break(_)
-            | Action::Outage(_)
-            | Action::ErrorAck(_),
-        )
-        | (
-            Trigger::Bytes { .. },
-            Action::Break(_) | Action::Outage(_) | Action::Refuse(_) | Action::ErrorAck(_),
-        ) => true,
-        (Trigger::Accept(_) | Trigger::Call { .. }, Action::Break(how)) => *how != Break::BlackHole,
-        _ => false,
-    };
-    if fits {
-        Ok(Rule { when, then })
-    } else {
-        Err(place.wrong("this action does not go with this trigger; see the table of actions"))
-    }
+    let rule = Rule { when, then };
+    rule.check(&place.path)?;
+    Ok(rule)
 }
 
 fn parse_trigger(place: &Place<'_>) -> Result<Trigger, Error> {
@@ -799,6 +824,18 @@ mod tests {
                 "{text}: {error:?} lacks {message:?}"
             );
         }
+    }
+
+    #[test]
+    fn rules_of_rust_values_are_checked_as_well() {
+        let good = (Trigger::bytes(1, 1), Action::Break(Break::Cut));
+        let idle = (Trigger::Start, Action::Break(Break::Cut));
+        assert!(Scenario::of([good.clone()]).check().is_ok());
+        let error = Scenario::of([good, idle]).check().unwrap_err();
+        assert!(
+            error.to_string().contains("rules[1]: this action"),
+            "{error}"
+        );
     }
 
     #[test]

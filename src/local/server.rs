@@ -301,7 +301,6 @@ where
         async move { Ok::<_, Infallible>(call.answer(request).await) }
     });
     let served = http1::Builder::new()
-        .auto_date_header(false)
         .serve_connection(Io::new(stream), answer)
         .await;
     if let Err(error) = served {

@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use super::acks::{AckError, EventType, Treatment};
 use super::api::ApiError;
 use super::samples::*;
-use super::scenario::{Action, Break, Nth, Rule, Scenario, Trigger};
+use super::scenario::{Action, Break, Nth, Scenario, Trigger};
 use super::sigv4::{Credential, Payload, Presented, authorize};
 use super::view::{Closed, History};
 use super::{Durations, Endpoint, Limits, Options, date};
@@ -546,7 +546,10 @@ async fn refusals_of_put_media() {
 
 #[tokio::test]
 async fn connection_that_is_ending_makes_room() {
-    let (_endpoint, client) = endpoint(Options::default()).await;
+    // Longer than a new connection would wait for the old one.
+    let late = Action::Delay(Duration::from_millis(500));
+    let last = Trigger::ack(1, 2, EventType::Persisted);
+    let (endpoint, client) = with_rules([(last, late)]).await;
     let mut first = client.put("camera").await;
     first.send(&two_fragments()).await;
     first.head().await.unwrap();
@@ -554,6 +557,7 @@ async fn connection_that_is_ending_makes_room() {
     let mut second = client.put("camera").await;
     first.end().await;
     assert_eq!(second.head().await.unwrap().status, 200);
+    assert_eq!(endpoint.view().state().connections[0].closed, None);
     assert_eq!(first.acks().await.len(), 6);
 }
 
@@ -803,6 +807,11 @@ async fn acknowledgements_are_reshaped() {
     let acks = send_two(&client).await.acks().await;
     assert_eq!(acks[..3], ["RECEIVED +0", "BUFFERING +0", "PERSISTED +0"]);
 
+    // Nothing comes behind the last one, and yet it goes out.
+    let last = Trigger::ack(1, 2, EventType::Persisted);
+    let (_endpoint, client) = with_rules([(last, treat(Treatment::Reorder))]).await;
+    assert_eq!(send_two(&client).await.acks().await.len(), 6);
+
     let (_endpoint, client) = with_rules(first(Treatment::Split)).await;
     let mut put = send_two(&client).await;
     assert_eq!(put.chunk().await, Ok(Some(b"{".to_vec())));
@@ -889,16 +898,16 @@ async fn stalled_connection_takes_nothing_and_frees_the_stream() {
     let mut put = client.put("camera").await;
     put.send(&two_fragments()).await;
     assert_eq!(put.ack().await["EventType"], "BUFFERING");
-    let (mut half, _) = tokio::io::split(put.stream);
+    let silence = tokio::time::timeout(Duration::from_millis(100), put.stream.read_u8()).await;
+    assert!(silence.is_err(), "not even an end");
     // What is sent fills the buffers of the kernel, and then stays.
     let flood = async {
-        let _ = half.read_u8().await;
+        for _ in 0..1000 {
+            put.send(&vec![0; 64 << 10]).await;
+        }
     };
-    assert!(
-        tokio::time::timeout(Duration::from_millis(100), flood)
-            .await
-            .is_err()
-    );
+    let flooded = tokio::time::timeout(Duration::from_millis(300), flood).await;
+    assert!(flooded.is_err(), "64 MB went somewhere");
     assert_eq!(send_two(&client).await.acks().await.len(), 6);
     let view = endpoint.view();
     assert_eq!(view.state().connections[0].closed, Some(Closed::Broken));
@@ -1051,10 +1060,8 @@ async fn server_goes_away_and_comes_back() {
 #[tokio::test]
 async fn clock_of_the_server_can_be_wrong() {
     let (endpoint, client) = endpoint(Options::default()).await;
-    endpoint.play(Rule {
-        when: Trigger::Start,
-        then: Action::ClockSkew(-3600),
-    });
+    let skew = [(Trigger::Start, Action::ClockSkew(-3600))];
+    endpoint.follow(Scenario::of(skew)).unwrap();
     let (head, _) = client.call("ListStreams", json!({})).await;
     assert_eq!(head.exception(), "InvalidSignatureException");
     let told = head.headers["date"].to_str().unwrap();
@@ -1067,7 +1074,7 @@ async fn clock_of_the_server_can_be_wrong() {
         ..client.clone()
     };
     assert_eq!(behind.call("ListStreams", json!({})).await.0.status, 200);
-    endpoint.follow(Scenario::default());
+    endpoint.follow(Scenario::default()).unwrap();
     assert_eq!(client.call("ListStreams", json!({})).await.0.status, 200);
 }
 
