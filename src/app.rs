@@ -191,6 +191,18 @@ pub struct Summary {
 /// # Errors
 /// When the run could not start.
 pub async fn run(config: Config) -> Result<Summary, Error> {
+    let open = opener(&config, Clock);
+    run_from(config, open).await
+}
+
+/// As [`run`], with a source of one's own in place of the config's device. `open` is called on the capture thread.
+///
+/// # Errors
+/// When the run could not start.
+pub async fn run_from(
+    config: Config,
+    open: impl FnMut() -> Result<Box<dyn Source>, source::Error> + Send + 'static,
+) -> Result<Summary, Error> {
     let clock = Clock;
     let started = clock.now();
     let tls = tls::client_config(config.ca_file.as_deref())?;
@@ -215,7 +227,6 @@ pub async fn run(config: Config) -> Result<Summary, Error> {
         when_full: config.when_full,
         reopen: is_camera(&config.device),
     };
-    let open = opener(&config, clock);
     std::thread::Builder::new()
         .name("capture".into())
         .stack_size(CAPTURE_STACK_BYTES)
