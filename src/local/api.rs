@@ -67,7 +67,8 @@ pub struct ApiError {
 }
 
 impl ApiError {
-    fn new(status: StatusCode, exception: &str, message: impl Into<String>) -> Self {
+    /// Any answer other than success.
+    pub fn new(status: StatusCode, exception: &str, message: impl Into<String>) -> Self {
         Self {
             status,
             exception: exception.into(),

@@ -39,6 +39,9 @@ const MAX_FRAGMENT_BYTES: usize = 49_000_000;
 /// one for every 512 bytes. In 2 MiB that is 4096 frames, 2 min 44 s at 25/s.
 const BYTES_PER_INDEXED_FRAME: usize = 512;
 
+/// A wall clock that is off by less is not worth a step in the media's times.
+const ANCHOR_TOLERANCE_MS: u64 = 20;
+
 /// Counts fragments from program start; never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FragmentId(pub u64);
@@ -730,9 +733,13 @@ impl Ring {
     // ---- the reader's side ----
 
     /// Wall clock less media clock in ms, from now on: what a fragment sent for the first time is named by. Where that
-    /// would lead back behind a time already sent, the old naming goes on.
+    /// would lead back behind a time already sent, the old naming goes on; and so it does where the two differ by no more
+    /// than reading two clocks one after the other is inexact, so that the frames keep their spacing.
     pub fn set_anchor(&mut self, anchor_ms: i64) {
-        self.anchor_ms = anchor_ms;
+        if self.last_timecode.is_none() || anchor_ms.abs_diff(self.anchor_ms) > ANCHOR_TOLERANCE_MS
+        {
+            self.anchor_ms = anchor_ms;
+        }
     }
 
     /// What stands at the cursor.

@@ -322,6 +322,29 @@ fn a_wall_clock_that_steps_back_does_not_lead_back() {
 }
 
 #[test]
+fn clocks_that_are_read_a_little_apart_do_not_change_the_spacing() {
+    let (mut ring, camera) = (ring(64), Camera { track: track(0) });
+    ring.set_anchor(1_000_000);
+    for at in [0, 1000, 2000] {
+        camera.push(&mut ring, at, true, 50);
+    }
+    ring.close();
+    for (anchor, expected) in [
+        (1_000_000, 1_000_000),
+        (1_000_020, 1_001_000),
+        (1_000_021, 1_002_021),
+    ] {
+        ring.set_anchor(anchor);
+        assert_eq!(
+            ring.begin(C0).map(|(_, timecode)| timecode.0),
+            Some(expected)
+        );
+        ring.take_frame(&mut VecDeque::new());
+        ring.finish();
+    }
+}
+
+#[test]
 fn silence_ends_the_fragment_and_the_next_key_frame_starts_another() {
     let (mut ring, camera) = (ring(64), Camera { track: track(0) });
     camera.push(&mut ring, 0, true, 50);

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use http::StatusCode;
 use kvs_producer_app::app::{Exit, Summary};
 use kvs_producer_app::local::acks::EventType;
 use kvs_producer_app::local::api::ApiError;
@@ -98,27 +99,29 @@ async fn the_services_own_age_limit() {
 
 #[tokio::test]
 async fn refusals_of_every_call() {
-    let refuse =
-        |status, kind: &str| Action::Refuse(ApiError::new(status, kind, "as the test wants it"));
+    let refuse = |status: u16, kind: &str| {
+        let status = StatusCode::from_u16(status).expect("a status");
+        Action::Refuse(ApiError::new(status, kind, "as the test wants it"))
+    };
     let first = |operation| Trigger::call(operation, Nth::Only(1));
     let (endpoint, summary) = run(Scenario::of([
         (
             first("DescribeStream"),
-            refuse(StatusCode::from_u16(400).expect(\"a status\"), "ClientLimitExceededException"),
+            refuse(400, "ClientLimitExceededException"),
         ),
-        (first("CreateStream"), refuse(StatusCode::from_u16(500).expect(\"a status\"), "InternalFailure")),
-        (first("GetDataEndpoint"), refuse(StatusCode::from_u16(503).expect(\"a status\"), "ServiceUnavailable")),
+        (first("CreateStream"), refuse(500, "InternalFailure")),
+        (first("GetDataEndpoint"), refuse(503, "ServiceUnavailable")),
         (
             first("PutMedia"),
-            refuse(StatusCode::from_u16(400).expect(\"a status\"), "ConnectionLimitExceededException"),
+            refuse(400, "ConnectionLimitExceededException"),
         ),
         (
             Trigger::call("PutMedia", Nth::Only(2)),
-            refuse(StatusCode::from_u16(404).expect(\"a status\"), "ResourceNotFoundException"),
+            refuse(404, "ResourceNotFoundException"),
         ),
         (
             Trigger::call("PutMedia", Nth::Only(3)),
-            refuse(StatusCode::from_u16(400).expect(\"a status\"), "InvalidEndpointException"),
+            refuse(400, "InvalidEndpointException"),
         ),
     ]))
     .await;
