@@ -621,8 +621,8 @@ impl Ring {
                 WhenFull::Drop => {
                     self.release_unconfirmed() || self.evict_oldest() || self.release_sent()
                 }
-                // Waiting helps unless the fragment being sent is the one being written: it is larger than the ring.
-                WhenFull::Wait => self.sends_what_is_written() && self.release_sent(),
+                // Waiting helps unless the fragment being written has the ring to itself: it is larger than the ring.
+                WhenFull::Wait => self.writes_all_that_is_held() && self.release_sent(),
             };
             if !freed {
                 return false;
@@ -686,11 +686,8 @@ impl Ring {
         freed
     }
 
-    fn sends_what_is_written(&self) -> bool {
-        self.cursor.begun.is_some()
-            && self
-                .writing()
-                .is_some_and(|fragment| fragment.id == self.cursor.fragment)
+    fn writes_all_that_is_held(&self) -> bool {
+        self.fragments.len() == 1 && self.writing().is_some()
     }
 
     fn index_of(&self, id: FragmentId) -> Option<usize> {
