@@ -491,12 +491,11 @@ impl Signals {
 
 fn is_camera(device: &Device) -> bool {
     use std::os::unix::fs::FileTypeExt;
-    match device {
-        Device::Path(path) => path
-            .metadata()
-            .is_ok_and(|data| data.file_type().is_char_device()),
-        _ => false,
-    }
+    let Device::Path(path) = device else {
+        return false;
+    };
+    path.metadata()
+        .is_ok_and(|data| data.file_type().is_char_device())
 }
 
 /// What opens the source, again and again.

@@ -363,7 +363,7 @@ mod tests {
         let args = Args::try_parse_from(["kvsProducerApp", "my-camera", "600"]).expect("parses");
         let config = args.into_config().expect("makes sense");
         assert_eq!(config.aws.stream, "my-camera");
-        assert_eq!(config.duration, Some(Duration::from_secs(600)));
+        assert_eq!(config.duration, Some(Duration::from_mins(10)));
         assert_eq!(config.device, Device::Path("/dev/video0".into()));
         assert_eq!(
             (config.buffer_bytes, config.when_full),

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustls::ClientConfig;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -135,9 +135,6 @@ impl Control {
         if let Event::Lost(id, _) = &event {
             self.live.remove(id);
         }
-        if let Event::Lost(_, failure) | Event::Replied(_, Err(failure)) = &event {
-            self.learn_clock(failure);
-        }
         let mut next = Some(event);
         while let Some(event) = next.take() {
             let now = self.now();
@@ -227,7 +224,7 @@ impl Control {
             id,
             origin: origin.clone(),
             tls,
-            clock: self.clock,
+            clock: self.aws.clock().clone(),
         };
         let abort = self
             .tasks
@@ -247,7 +244,7 @@ impl Control {
     fn start(&mut self, id: ConnectionId) -> Option<Event> {
         let live = self.live.get_mut(&id)?;
         // The wall clock is read here and nowhere else for media: frames keep the camera's spacing from now on.
-        let wall_ms = u64::try_from(self.aws.service_time().as_millis()).unwrap_or(u64::MAX);
+        let wall_ms = u64::try_from(self.aws.clock().now().as_millis()).unwrap_or(u64::MAX);
         let headers = match self.aws.put_media(&live.origin, Timecode(wall_ms)) {
             Ok(headers) => headers,
             Err(error) => {
@@ -281,22 +278,6 @@ impl Control {
         let at = self.clock.now();
         self.status
             .send_modify(|status| status.last_persisted = Some((timecode, at)));
-    }
-
-    fn learn_clock(&self, failure: &Failure) {
-        let Some(behind_ms) = failure
-            .clock_behind_ms
-            .filter(|_| failure.kind == FailureKind::Clock)
-        else {
-            return;
-        };
-        if self.aws.learn_clock(behind_ms) {
-            let by = Duration::from_millis(behind_ms.unsigned_abs());
-            let direction = if behind_ms < 0 { "ahead of" } else { "behind" };
-            warn!(
-                "this machine's clock is {by:?} {direction} the service's: going on with the service's time"
-            );
-        }
     }
 }
 

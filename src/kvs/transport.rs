@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::DATE;
 use http::{HeaderMap, Request, Uri, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
@@ -21,10 +20,10 @@ use tokio_rustls::TlsConnector;
 
 use super::ack::AckParser;
 use super::failure::{self, Failure, FailureKind};
+use super::service_clock::ServiceClock;
 use super::session::Event;
 use super::upload::UploadBody;
 use crate::chain;
-use crate::clock::Clock;
 use crate::ring::ConnectionId;
 
 /// What the kernel may hold of what was handed to it, in bytes (it doubles the number for its own book-keeping). Enough for
@@ -55,8 +54,8 @@ pub struct Route {
     pub origin: String,
     /// Whom to trust.
     pub tls: Arc<ClientConfig>,
-    /// For the clock hint in error answers.
-    pub clock: Clock,
+    /// Learns from the answer's `Date`.
+    pub clock: ServiceClock,
 }
 
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -110,11 +109,12 @@ async fn drive(
             Ok(response) => response,
             Err(error) => return broken(&error),
         };
+        route.clock.hear(response.headers());
         if response.status() == http::StatusCode::OK {
             let _ = events.send(Event::Accepted(route.id));
             read_acks(route.id, response.into_body(), events).await
         } else {
-            refusal(response, route.clock).await
+            refusal(response).await
         }
     };
     tokio::pin!(exchange);
@@ -145,7 +145,7 @@ async fn read_acks(
                         let _ = events.send(Event::Ack(id, ack));
                     }
                     Err(error) => {
-                        tracing::warn!(connection = %id, %error, "acknowledgement skipped")
+                        tracing::warn!(connection = %id, %error, "acknowledgement skipped");
                     }
                 });
             }
@@ -156,7 +156,7 @@ async fn read_acks(
 }
 
 /// An answer other than 200.
-async fn refusal(response: http::Response<Incoming>, clock: Clock) -> Failure {
+async fn refusal(response: http::Response<Incoming>) -> Failure {
     let (head, body) = response.into_parts();
     let text = error_text(body).await;
     let error = error_name(&head.headers);
@@ -174,10 +174,7 @@ async fn refusal(response: http::Response<Incoming>, clock: Clock) -> Failure {
             text.push_str(part);
         }
     }
-    Failure {
-        clock_behind_ms: clock_behind(&head.headers, clock),
-        ..Failure::new(kind, text)
-    }
+    Failure::new(kind, text)
 }
 
 /// The exception's name: `x-amzn-ErrorType` may go on with a colon and an address.
@@ -197,14 +194,6 @@ fn header<'a>(headers: &'a HeaderMap, names: &[&str]) -> &'a str {
         .iter()
         .find_map(|name| headers.get(*name)?.to_str().ok())
         .unwrap_or_default()
-}
-
-/// How far our wall clock is behind the answer's `Date`, in ms.
-fn clock_behind(headers: &HeaderMap, clock: Clock) -> Option<i64> {
-    let date = httpdate::parse_http_date(headers.get(DATE)?.to_str().ok()?).ok()?;
-    let server = date.duration_since(std::time::UNIX_EPOCH).ok()?.as_millis();
-    let ours = clock.wall().as_millis();
-    Some(i64::try_from(server).ok()? - i64::try_from(ours).ok()?)
 }
 
 async fn error_text(body: Incoming) -> Vec<u8> {

@@ -219,7 +219,7 @@ impl<O: FnMut() -> Result<Box<dyn Source>, Error>> Capture<O> {
     fn dropped(&mut self, reason: codec::DropReason, bytes: usize) {
         match reason {
             codec::DropReason::NoStartCode => {
-                debug!(bytes, "bytes without a start code are skipped")
+                debug!(bytes, "bytes without a start code are skipped");
             }
             codec::DropReason::TooLarge => {
                 let reason = DropReason::FrameTooLarge;

@@ -97,7 +97,7 @@ pub fn payload(unit: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     match Parser::new(Codec::H264).parse(unit) {
         Ok(Unit::Picture(picture)) => {
-            picture.for_each_part(&mut |part| bytes.extend_from_slice(part))
+            picture.for_each_part(&mut |part| bytes.extend_from_slice(part));
         }
         // A parser that has not seen the parameter sets refuses key frames only: the clip's carry theirs.
         other => panic!("a picture, not {other:?}"),
@@ -201,7 +201,7 @@ pub async fn stream(config: Config, source: impl Source + 'static) -> Result<Sum
         })
     };
     let run = app::run_from(config, open);
-    tokio::time::timeout(Duration::from_secs(60), run)
+    tokio::time::timeout(Duration::from_mins(1), run)
         .await
         .expect("a run ends")
 }
