@@ -61,6 +61,8 @@ pub struct Config {
     pub ca_file: Option<PathBuf>,
     /// The session's durations and permissions.
     pub session: Settings,
+    /// How long a source may be silent before its fragment is closed.
+    pub silence: Duration,
     /// How long the end may take until everything is persisted.
     pub grace: Duration,
     /// Where the report goes as JSON; `None`: one line in the log.
@@ -225,6 +227,7 @@ pub async fn run_from(
     let (ended, capture) = oneshot::channel();
     let policy = Policy {
         when_full: config.when_full,
+        silence: config.silence,
         reopen: is_camera(&config.device),
     };
     std::thread::Builder::new()

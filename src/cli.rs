@@ -12,6 +12,7 @@ use crate::frame::Codec;
 use crate::kvs::aws;
 use crate::kvs::session::Settings;
 use crate::ring::{MIN_BUDGET_BYTES, WhenFull};
+use crate::source::capture;
 
 /// Streams H.264 or H.265 from a camera, a pipe or a file to Amazon Kinesis Video Streams.
 ///
@@ -197,6 +198,7 @@ impl Args {
             },
             ca_file: self.ca_file.or_else(aws::ca_file_from_environment),
             session: settings,
+            silence: capture::SILENCE,
             grace: Duration::from_secs(self.grace),
             report: self.report.map(|place| match place.to_str() {
                 Some("-") => ReportTo::Stdout,

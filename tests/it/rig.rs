@@ -12,6 +12,7 @@ use kvs_producer_app::kvs::aws;
 use kvs_producer_app::kvs::session::Settings;
 use kvs_producer_app::local::view::{History, State};
 use kvs_producer_app::local::{Credential, Endpoint, Options};
+use kvs_producer_app::source::capture;
 use kvs_producer_app::source::{self, POLL, Packet, Read, Source};
 
 /// Name of the stream in these tests.
@@ -70,6 +71,7 @@ pub fn config(url: &str) -> Config {
             confirm_timeout: Duration::from_secs(4),
             ..Settings::default()
         },
+        silence: capture::SILENCE,
         grace: Duration::from_secs(20),
         report: None,
         log_format: LogFormat::Text,
