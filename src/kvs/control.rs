@@ -247,6 +247,7 @@ impl Control {
             id,
             origin: origin.clone(),
             tls,
+            patience: self.session.settings().progress_timeout,
             clock: self.aws.clock().clone(),
         };
         let abort = self

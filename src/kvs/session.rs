@@ -393,6 +393,11 @@ impl Session {
         self.actions.pop_front()
     }
 
+    /// What it goes by.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
     /// When to send [`Event::Tick`] at the latest.
     pub fn deadline(&self) -> Option<Instant> {
         if self.outcome.is_some() {

@@ -30,9 +30,6 @@ use crate::ring::ConnectionId;
 /// 10 Mbit/s over 100 ms; what is in there is neither in the ring's hands nor the service's.
 const SEND_BUFFER_BYTES: usize = 128 * 1024;
 
-/// The kernel gives up on a peer that has acknowledged nothing for this long, should the session not have done so before.
-const TCP_USER_TIMEOUT: Duration = Duration::from_secs(20);
-
 /// The largest error answer that is read, in bytes.
 const MAX_ERROR_BYTES: usize = 16 * 1024;
 
@@ -54,6 +51,9 @@ pub struct Route {
     pub origin: String,
     /// Whom to trust.
     pub tls: Arc<ClientConfig>,
+    /// For how long the peer's kernel may leave what was sent unacknowledged (TCP_USER_TIMEOUT): a host that is gone
+    /// without a word is noticed in the middle of a fragment too, where the service owes no acknowledgement.
+    pub patience: Duration,
     /// Learns from the answer's `Date`.
     pub clock: ServiceClock,
 }
@@ -79,7 +79,7 @@ async fn drive(
     start: oneshot::Receiver<Start>,
     events: &mpsc::UnboundedSender<Event>,
 ) -> Failure {
-    let stream = match connect(&route.origin, &route.tls).await {
+    let stream = match connect(route).await {
         Ok(stream) => stream,
         Err(failure) => return failure,
     };
@@ -210,7 +210,8 @@ async fn error_text(body: Incoming) -> Vec<u8> {
     text
 }
 
-async fn connect(origin: &str, tls: &Arc<ClientConfig>) -> Result<Box<dyn Stream>, Failure> {
+async fn connect(route: &Route) -> Result<Box<dyn Stream>, Failure> {
+    let origin = &route.origin;
     let bad = || {
         let message = format!("the data endpoint {origin:?} is no http or https address");
         Failure::new(FailureKind::WrongEndpoint, message)
@@ -227,18 +228,20 @@ async fn connect(origin: &str, tls: &Arc<ClientConfig>) -> Result<Box<dyn Stream
         _ => return Err(bad()),
     };
     let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
-    let tcp = tcp(host, port).await?;
+    let tcp = tcp(host, port, route.patience).await?;
     if !secure {
         return Ok(Box::new(tcp));
     }
     let name = ServerName::try_from(host.to_owned()).map_err(|_| bad())?;
-    let stream = TlsConnector::from(Arc::clone(tls)).connect(name, tcp).await;
+    let stream = TlsConnector::from(Arc::clone(&route.tls))
+        .connect(name, tcp)
+        .await;
     stream
         .map(|stream| Box::new(stream) as Box<dyn Stream>)
         .map_err(|error| tls_failure(host, &error))
 }
 
-async fn tcp(host: &str, port: u16) -> Result<TcpStream, Failure> {
+async fn tcp(host: &str, port: u16, patience: Duration) -> Result<TcpStream, Failure> {
     let network = |what: &str, error: &io::Error| {
         Failure::new(
             FailureKind::Network,
@@ -252,7 +255,8 @@ async fn tcp(host: &str, port: u16) -> Result<TcpStream, Failure> {
     for address in addresses {
         match TcpStream::connect(address).await {
             Ok(stream) => {
-                tune(&stream).map_err(|error| network("cannot set up the socket to", &error))?;
+                tune(&stream, patience)
+                    .map_err(|error| network("cannot set up the socket to", &error))?;
                 return Ok(stream);
             }
             Err(error) => last = error,
@@ -261,12 +265,12 @@ async fn tcp(host: &str, port: u16) -> Result<TcpStream, Failure> {
     Err(network("cannot connect to", &last))
 }
 
-fn tune(stream: &TcpStream) -> io::Result<()> {
+fn tune(stream: &TcpStream, patience: Duration) -> io::Result<()> {
     // A frame goes out when it is there.
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
     socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
-    socket.set_tcp_user_timeout(Some(TCP_USER_TIMEOUT))
+    socket.set_tcp_user_timeout(Some(patience))
 }
 
 fn tls_failure(host: &str, error: &io::Error) -> Failure {
