@@ -68,7 +68,7 @@ pub struct Config {
     /// Where the report goes as JSON; `None`: one line in the log.
     pub report: Option<ReportTo>,
     /// How the log is written.
-    pub log_format: LogFormat,
+    pub log_format: log::Format,
     /// How much is logged.
     pub log_level: Level,
     /// The service inside this process.
@@ -95,15 +95,6 @@ pub enum ReportTo {
     Stdout,
     /// A file, written at the end.
     File(PathBuf),
-}
-
-/// How the log is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
-    /// Lines to read.
-    Text,
-    /// One JSON object a line.
-    Json,
 }
 
 /// The service inside this process.

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use clap::{ArgAction, Parser, ValueEnum};
 
-use crate::app::{Config, Device, LogFormat, ReportTo};
+use crate::app::{Config, Device, ReportTo};
 use crate::codec::FrameRate;
 use crate::frame::Codec;
 use crate::kvs::aws;
 use crate::kvs::session::Settings;
+use crate::log::Format;
 use crate::ring::{MIN_BUDGET_BYTES, WhenFull};
 use crate::source::capture;
 
@@ -109,7 +110,7 @@ pub struct Args {
 
     /// How the log is written
     #[arg(long, env = "KVS_LOG_FORMAT", default_value = "text")]
-    pub log_format: LogFormatArg,
+    pub log_format: FormatArg,
 
     /// Stream to a KVS-compatible service inside this process; with DIR it records what it gets under DIR/CHANNEL/
     #[cfg(feature = "local")]
@@ -148,9 +149,9 @@ pub enum WhenFullArg {
     Wait,
 }
 
-/// See [`LogFormat`].
+/// See [`Format`].
 #[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum LogFormatArg {
+pub enum FormatArg {
     /// Lines to read
     Text,
     /// One JSON object a line
@@ -205,8 +206,8 @@ impl Args {
                 _ => ReportTo::File(place.into()),
             }),
             log_format: match self.log_format {
-                LogFormatArg::Text => LogFormat::Text,
-                LogFormatArg::Json => LogFormat::Json,
+                FormatArg::Text => Format::Text,
+                FormatArg::Json => Format::Json,
             },
             log_level: log_level(self.verbose, self.quiet),
             #[cfg(feature = "local")]

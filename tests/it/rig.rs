@@ -5,13 +5,14 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use aws_credential_types::Credentials;
-use kvs_producer_app::app::{self, Config, Device, Error, LogFormat, Summary};
+use kvs_producer_app::app::{self, Config, Device, Error, Summary};
 use kvs_producer_app::codec::{Event, Parser, Splitter, Unit};
 use kvs_producer_app::frame::{Codec, Payload};
 use kvs_producer_app::kvs::aws;
 use kvs_producer_app::kvs::session::Settings;
 use kvs_producer_app::local::view::{History, State};
 use kvs_producer_app::local::{Credential, Endpoint, Options};
+use kvs_producer_app::log::Format;
 use kvs_producer_app::source::capture;
 use kvs_producer_app::source::{self, POLL, Packet, Read, Source};
 
@@ -74,7 +75,7 @@ pub fn config(url: &str) -> Config {
         silence: capture::SILENCE,
         grace: Duration::from_secs(20),
         report: None,
-        log_format: LogFormat::Text,
+        log_format: Format::Text,
         log_level: tracing::Level::TRACE,
         local: None,
     }
