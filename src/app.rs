@@ -61,12 +61,14 @@ pub struct Config {
     pub ca_file: Option<PathBuf>,
     /// The session's durations and permissions.
     pub session: Settings,
+    /// How long a source may be silent before its fragment is closed.
+    pub silence: Duration,
     /// How long the end may take until everything is persisted.
     pub grace: Duration,
     /// Where the report goes as JSON; `None`: one line in the log.
     pub report: Option<ReportTo>,
     /// How the log is written.
-    pub log_format: LogFormat,
+    pub log_format: log::Format,
     /// How much is logged.
     pub log_level: Level,
     /// The service inside this process.
@@ -93,15 +95,6 @@ pub enum ReportTo {
     Stdout,
     /// A file, written at the end.
     File(PathBuf),
-}
-
-/// How the log is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
-    /// Lines to read.
-    Text,
-    /// One JSON object a line.
-    Json,
 }
 
 /// The service inside this process.
@@ -225,6 +218,7 @@ pub async fn run_from(
     let (ended, capture) = oneshot::channel();
     let policy = Policy {
         when_full: config.when_full,
+        silence: config.silence,
         reopen: is_camera(&config.device),
     };
     std::thread::Builder::new()
@@ -491,12 +485,11 @@ impl Signals {
 
 fn is_camera(device: &Device) -> bool {
     use std::os::unix::fs::FileTypeExt;
-    match device {
-        Device::Path(path) => path
-            .metadata()
-            .is_ok_and(|data| data.file_type().is_char_device()),
-        _ => false,
-    }
+    let Device::Path(path) = device else {
+        return false;
+    };
+    path.metadata()
+        .is_ok_and(|data| data.file_type().is_char_device())
 }
 
 /// What opens the source, again and again.

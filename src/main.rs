@@ -4,13 +4,13 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
-#[cfg(feature = "local")]
-use kvs_producer_app::app::LogFormat;
 use kvs_producer_app::app::{self, Error, Exit};
 use kvs_producer_app::chain;
 use kvs_producer_app::cli::Args;
 #[cfg(feature = "local")]
 use kvs_producer_app::cli::log_level;
+#[cfg(feature = "local")]
+use kvs_producer_app::log::Format;
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 fn main() -> ExitCode {
@@ -66,7 +66,7 @@ fn run(mut args: Args, runtime: &tokio::runtime::Runtime) -> Result<Exit, Failed
     match args.command.take() {
         None => stream(args, runtime),
         Some(Command::LocalEndpoint(options)) => {
-            kvs_producer_app::log::start(log_level(args.verbose, args.quiet), LogFormat::Text);
+            kvs_producer_app::log::start(log_level(args.verbose, args.quiet), Format::Text);
             let run = runtime.block_on(app::until_signal(|shutdown| {
                 command::run(options, shutdown)
             }));

@@ -561,10 +561,10 @@ impl Ring {
                     .back()
                     .is_none_or(|block| pool::room(&block.memory) == 0)
                 {
-                    if let Some(full) = fragment.blocks.back_mut() {
-                        if !full.memory.is_empty() {
-                            fragment.parts.push(pool::cut(&mut full.memory));
-                        }
+                    if let Some(full) = fragment.blocks.back_mut()
+                        && !full.memory.is_empty()
+                    {
+                        fragment.parts.push(pool::cut(&mut full.memory));
                     }
                     fragment.blocks.push_back(Block {
                         memory: self.pool.take(),

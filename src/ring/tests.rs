@@ -45,9 +45,10 @@ impl Camera {
     }
 }
 
+/// Bytes that tell frames apart.
 fn payload(seed: u64, len: usize) -> Vec<u8> {
-    (0..len)
-        .map(|index| (seed as usize * 31 + index * 7) as u8)
+    (0..len as u64)
+        .map(|index| (seed * 31 + index * 7).to_le_bytes()[0])
         .collect()
 }
 
@@ -63,7 +64,7 @@ fn send(ring: &mut Ring, connection: ConnectionId) -> (Vec<u64>, Vec<u8>) {
                 let mut parts = VecDeque::new();
                 let frame = ring.take_frame(&mut parts).expect("peeked");
                 assert_eq!(frame.len, parts.iter().map(Bytes::len).sum::<usize>());
-                parts.iter().for_each(|part| bytes.extend_from_slice(part));
+                bytes.extend(parts.iter().flatten());
             }
             Peek::FragmentEnd => {
                 ring.finish().expect("peeked");

@@ -25,11 +25,20 @@ const GROUP: u64 = 50;
 #[test]
 fn the_steady_state_allocates_no_payload_memory() {
     let budget = 4 * 1024 * 1024;
-    let track = Arc::new(TrackInfo { codec: Codec::H264, codec_private: Bytes::from_static(&[1]), dimensions: None });
+    let track = Arc::new(TrackInfo {
+        codec: Codec::H264,
+        codec_private: Bytes::from_static(&[1]),
+        dimensions: None,
+    });
     let (mut writer, reader) = share(Ring::new(budget));
     let (_trigger, shutdown) = shutdown::pair();
     let (events, mut received) = tokio::sync::mpsc::unbounded_channel();
-    let mut body = Box::pin(UploadBody::new(ConnectionId(0), reader.clone(), Handle::default(), events));
+    let mut body = Box::pin(UploadBody::new(
+        ConnectionId(0),
+        reader.clone(),
+        Handle::default(),
+        events,
+    ));
     let mut context = Context::from_waker(Waker::noop());
     let payload = vec![0x5A; FRAME_BYTES];
     let mut sent = VecDeque::new();
@@ -66,7 +75,17 @@ fn the_steady_state_allocates_no_payload_memory() {
     let frames = 100 * GROUP;
     assert!(out as u64 > frames * FRAME_BYTES as u64);
     let per_frame = change.bytes_allocated as u64 / frames;
-    assert!(per_frame < 100, "{per_frame} bytes a frame: framing takes some 13, and no payload is among them");
-    assert!(change.allocations as u64 <= frames / 10, "{} allocations", change.allocations);
-    assert_eq!(change.reallocations, 0, "tables have their size after the first fragments");
+    assert!(
+        per_frame < 100,
+        "{per_frame} bytes a frame: framing takes some 13, and no payload is among them"
+    );
+    assert!(
+        change.allocations as u64 <= frames / 10,
+        "{} allocations",
+        change.allocations
+    );
+    assert_eq!(
+        change.reallocations, 0,
+        "tables have their size after the first fragments"
+    );
 }

@@ -1,6 +1,9 @@
 //! Behaviour over real sockets: the producer against the local endpoint.
 
 mod aws_client;
+mod camera_trouble;
+mod clock;
+mod ending;
 mod happy_path;
 mod media;
 mod reconnect;

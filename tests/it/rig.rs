@@ -5,13 +5,15 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use aws_credential_types::Credentials;
-use kvs_producer_app::app::{self, Config, Device, Error, LogFormat, Summary};
+use kvs_producer_app::app::{self, Config, Device, Error, Summary};
 use kvs_producer_app::codec::{Event, Parser, Splitter, Unit};
 use kvs_producer_app::frame::{Codec, Payload};
 use kvs_producer_app::kvs::aws;
 use kvs_producer_app::kvs::session::Settings;
 use kvs_producer_app::local::view::{History, State};
 use kvs_producer_app::local::{Credential, Endpoint, Options};
+use kvs_producer_app::log::Format;
+use kvs_producer_app::source::capture;
 use kvs_producer_app::source::{self, POLL, Packet, Read, Source};
 
 /// Name of the stream in these tests.
@@ -70,9 +72,10 @@ pub fn config(url: &str) -> Config {
             confirm_timeout: Duration::from_secs(4),
             ..Settings::default()
         },
+        silence: capture::SILENCE,
         grace: Duration::from_secs(20),
         report: None,
-        log_format: LogFormat::Text,
+        log_format: Format::Text,
         log_level: tracing::Level::TRACE,
         local: None,
     }
@@ -97,7 +100,7 @@ pub fn payload(unit: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     match Parser::new(Codec::H264).parse(unit) {
         Ok(Unit::Picture(picture)) => {
-            picture.for_each_part(&mut |part| bytes.extend_from_slice(part))
+            picture.for_each_part(&mut |part| bytes.extend_from_slice(part));
         }
         // A parser that has not seen the parameter sets refuses key frames only: the clip's carry theirs.
         other => panic!("a picture, not {other:?}"),
@@ -201,7 +204,7 @@ pub async fn stream(config: Config, source: impl Source + 'static) -> Result<Sum
         })
     };
     let run = app::run_from(config, open);
-    tokio::time::timeout(Duration::from_secs(60), run)
+    tokio::time::timeout(Duration::from_mins(1), run)
         .await
         .expect("a run ends")
 }

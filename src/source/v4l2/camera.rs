@@ -418,8 +418,7 @@ mod tests {
                 Some((packet.data.len(), packet.data[0], packet.discontinuity))
             }
             Read::Nothing => None,
-            Read::Dropped { .. } => panic!("a camera's buffers are whole units"),
-            Read::End => panic!("a camera does not end"),
+            other @ (Read::Dropped { .. } | Read::End) => panic!("no camera says {other:?}"),
         }
     }
 
