@@ -92,8 +92,9 @@ pub struct Args {
     #[arg(long, value_name = "FILE", env = "KVS_CA_FILE")]
     pub ca_file: Option<PathBuf>,
 
-    /// Seconds that may pass at the end until everything is persisted
-    #[arg(long, value_name = "SECONDS", env = "KVS_GRACE", default_value_t = 30)]
+    /// Seconds that may pass at the end until everything is persisted; and, for a file, until the service is first reached
+    #[arg(long, value_name = "SECONDS", env = "KVS_GRACE", default_value_t = 30,
+          value_parser = clap::value_parser!(u64).range(0..=86_400))]
     pub grace: u64,
 
     /// Where one JSON object with the results goes at the end: a file, or "-" for standard output
@@ -169,10 +170,12 @@ impl Args {
             .ok_or("no stream name: kvsProducerApp <CHANNEL> [DURATION]")?;
         let device = device(self.device)?;
         let finite = matches!(&device, Device::Path(path) if path.is_file());
+        let grace = Duration::from_secs(self.grace);
         let settings = Settings {
             create: !self.no_create,
             tag: !self.tags.is_empty(),
             give_up: finite,
+            patience: finite.then_some(grace),
             ..Settings::default()
         };
         Ok(Config {
@@ -200,7 +203,7 @@ impl Args {
             ca_file: self.ca_file.or_else(aws::ca_file_from_environment),
             session: settings,
             silence: capture::SILENCE,
-            grace: Duration::from_secs(self.grace),
+            grace,
             report: self.report.map(|place| match place.to_str() {
                 Some("-") => ReportTo::Stdout,
                 _ => ReportTo::File(place.into()),

@@ -37,6 +37,9 @@ pub struct Settings {
     /// Whether a failure that only somebody's action can cure ends the session as long as nothing was ever streamed: for a
     /// file. A camera goes on trying.
     pub give_up: bool,
+    /// How long any other failure is tried again before nothing was ever streamed: for a file, which would wait for ever.
+    /// `None`: a camera goes on trying.
+    pub patience: Option<Duration>,
     /// For TCP and TLS to be up.
     pub connect_timeout: Duration,
     /// For the head of the answer after the request's.
@@ -67,6 +70,7 @@ impl Default for Settings {
             create: true,
             tag: false,
             give_up: false,
+            patience: None,
             connect_timeout: Duration::from_secs(5),
             head_timeout: Duration::from_secs(5),
             progress_timeout: Duration::from_secs(5),
@@ -317,6 +321,8 @@ pub struct Session {
     wait: Option<Instant>,
     drain: Option<Instant>,
     ever_streamed: bool,
+    /// When the first failure was.
+    failing_since: Option<Instant>,
     last_failure: Option<Failure>,
     actions: VecDeque<Action>,
     outcome: Option<Outcome>,
@@ -345,6 +351,7 @@ impl Session {
             wait: None,
             drain: None,
             ever_streamed: false,
+            failing_since: None,
             last_failure: None,
             actions: VecDeque::new(),
             outcome: None,
@@ -426,7 +433,7 @@ impl Session {
             .connections
             .iter()
             .filter_map(|connection| self.due(connection).map(|(due, _)| due));
-        [next_step, self.drain, flow]
+        [next_step, self.drain, flow, self.out_of_patience()]
             .into_iter()
             .flatten()
             .chain(dues)
@@ -721,6 +728,7 @@ impl Session {
         }
         self.note(Note::Failed(failure.clone(), wait));
         self.last_failure = Some(failure.clone());
+        self.failing_since.get_or_insert(now.at);
         let over = self.settings.give_up || self.drain.is_some();
         if hopeless && !self.ever_streamed && over {
             self.end(Outcome::GaveUp(failure));
@@ -770,6 +778,12 @@ impl Session {
         silent.into_iter().chain(unconfirmed).min()
     }
 
+    /// When nothing but failures is enough.
+    fn out_of_patience(&self) -> Option<Instant> {
+        let since = self.failing_since.filter(|_| !self.ever_streamed)?;
+        self.settings.patience.map(|patience| since + patience)
+    }
+
     fn watch(&mut self, now: Now) {
         if self.outcome.is_some() {
             return;
@@ -781,6 +795,11 @@ impl Session {
         });
         if let Some((id, what)) = due {
             self.stalled(id, what, now);
+        }
+        if self.out_of_patience().is_some_and(|at| now.at >= at)
+            && let Some(failure) = self.last_failure.clone()
+        {
+            return self.end(Outcome::GaveUp(failure));
         }
         let Some(until) = self.drain else { return };
         let hopeless = self
