@@ -164,7 +164,10 @@ impl Aws {
             loader = loader.credentials_provider(credentials.clone());
         }
         let sdk: SdkConfig = loader.load().await;
-        let region = sdk.region().ok_or(Error::NoRegion)?.to_string();
+        let region = sdk.region().map_or(String::new(), Region::to_string);
+        if region.is_empty() {
+            return Err(Error::NoRegion);
+        }
         let plain =
             |letter: char| letter.is_ascii_lowercase() || letter.is_ascii_digit() || letter == '-';
         if !region.contains('-') || !region.chars().all(plain) {
