@@ -1,8 +1,9 @@
 //! Starts, owns and ends the parts: the capture thread, control, the timer, the signals.
 
-use std::io::Write;
+use std::fs::OpenOptions;
+use std::io::{self, Write};
 use std::num::NonZeroU32;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 #[cfg(feature = "local")]
@@ -127,6 +128,14 @@ pub enum Error {
         /// Its word.
         source: std::io::Error,
     },
+    /// The report has no place: told at the start, when there is still something to be done about it.
+    #[error("cannot write a report to {}", .path.display())]
+    ReportPlace {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The report cannot be written.
     #[error("cannot write the report to {}", .path.display())]
     Report {
@@ -198,6 +207,9 @@ pub async fn run_from(
 ) -> Result<Summary, Error> {
     let clock = Clock;
     let started = clock.now();
+    if let Some(ReportTo::File(path)) = &config.report {
+        check_place(path)?;
+    }
     let tls = tls::client_config(config.ca_file.as_deref())?;
     let mut signals = Signals::new()?;
     #[cfg_attr(
@@ -522,10 +534,13 @@ fn opener(
     }
 }
 
-fn is_pipe_or_file(path: &std::path::Path) -> bool {
+fn is_pipe_or_file(path: &Path) -> bool {
     use std::os::unix::fs::FileTypeExt;
-    let data = path.metadata();
-    data.is_ok_and(|data| data.is_file() || data.is_dir() || data.file_type().is_fifo())
+    match path.metadata() {
+        Ok(data) => data.is_file() || data.is_dir() || data.file_type().is_fifo(),
+        // Whoever gave it meant a file.
+        Err(error) => error.kind() == io::ErrorKind::NotFound && !path.starts_with("/dev"),
+    }
 }
 
 /// What the exit code says.
@@ -574,6 +589,15 @@ fn exit(report: &Report, failed: Option<&source::Error>, outcome: &Outcome) -> E
         }
         (None, None) => Exit::Persisted,
     }
+}
+
+/// Fails where no report can be written. What is there stays until the end.
+fn check_place(report: &Path) -> Result<(), Error> {
+    let opened = OpenOptions::new().create(true).append(true).open(report);
+    opened.map(drop).map_err(|source| Error::ReportPlace {
+        path: report.to_owned(),
+        source,
+    })
 }
 
 fn publish(report: &Report, to: Option<&ReportTo>) -> Result<(), Error> {
