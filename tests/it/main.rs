@@ -2,6 +2,7 @@
 
 mod aws_client;
 mod camera_trouble;
+mod cli;
 mod clock;
 mod ending;
 mod happy_path;
