@@ -193,6 +193,9 @@ pub struct Summary {
 /// # Errors
 /// When the run could not start.
 pub async fn run(config: Config) -> Result<Summary, Error> {
+    if let Some(ReportTo::File(path)) = &config.report {
+        check_place(path)?;
+    }
     let open = opener(&config, Clock);
     run_from(config, open).await
 }
@@ -207,9 +210,6 @@ pub async fn run_from(
 ) -> Result<Summary, Error> {
     let clock = Clock;
     let started = clock.now();
-    if let Some(ReportTo::File(path)) = &config.report {
-        check_place(path)?;
-    }
     let tls = tls::client_config(config.ca_file.as_deref())?;
     let mut signals = Signals::new()?;
     #[cfg_attr(

@@ -402,6 +402,10 @@ impl Aws {
                 format!("; is the region {region:?} right, and the network up?")
             }
             (true, None) => "; is the endpoint's name right, and the network up?".to_owned(),
+            // Something answered, but the operating system has no complaint.
+            _ if !cause.is::<io::Error>() => {
+                "; is that the right port, and http or https as it should be?".to_owned()
+            }
             _ => String::new(),
         };
         let message = format!("{call}: cannot reach {}: {cause}{advice}", self.place);

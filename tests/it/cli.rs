@@ -361,11 +361,11 @@ fn a_server_that_speaks_something_else_is_no_endpoint() {
     let (endpoint, _) = tls_endpoint();
     let plain = endpoint.url().replace("https:", "http:");
     let program = away(&[(URL, &plain), KEY, SECRET]).arg("--grace=1");
-    fails(program, Exit::Unsent, &[&plain]);
+    fails(program, Exit::Unsent, &[&plain, "http or https"]);
     let endpoint = Endpoint::start([""; 0]);
     let tls = endpoint.url().replace("http:", "https:");
     let program = away(&[(URL, &tls), KEY, SECRET]).arg("--grace=1");
-    fails(program, Exit::Unsent, &[&tls]);
+    fails(program, Exit::Unsent, &[&tls, "http or https"]);
 }
 
 #[test]
@@ -577,5 +577,5 @@ fn the_endpoint_ends_with_a_signal() {
     running.signal(Signal::INT);
     running.finish().expect(Exit::Persisted);
     let remote = Program::new(["local-endpoint", "--listen=0.0.0.0:0"]);
-    fails(remote, Exit::Usage, &["0.0.0.0", "loopback"]);
+    fails(remote, Exit::Usage, &["0.0.0.0", "--allow-remote"]);
 }
