@@ -30,7 +30,7 @@ use crate::source::annexb::{AnnexB, Place};
 use crate::source::capture::{self, Policy};
 use crate::source::v4l2::V4l2;
 use crate::source::{self, Source};
-use crate::status::{Line, Look};
+use crate::status::{Line, Look, Overflow, Turn};
 
 /// Stack of the capture thread: it parses NAL units and makes system calls, nothing deep.
 const CAPTURE_STACK_BYTES: usize = 128 * 1024;
@@ -369,6 +369,7 @@ impl Run {
         let mut ticks = tokio::time::interval(STATUS_EVERY);
         let mut before = self.look();
         let mut logged = before;
+        let mut overflow = Overflow::default();
         loop {
             tokio::select! {
                 biased;
@@ -404,7 +405,7 @@ impl Run {
                 }
                 _ = ticks.tick() => {
                     let now = self.look();
-                    self.tell_evictions(&before, &now);
+                    tell(overflow.look(&now));
                     if watched {
                         log::show_status(&Line::between(self.started, &before, &now).to_string());
                     } else if now.at - logged.at >= LOG_EVERY {
@@ -430,20 +431,6 @@ impl Run {
             last_persisted: status.last_persisted.map(|(timecode, _)| timecode),
         }
     }
-
-    /// One line when the ring begins to overflow, one when it has stopped.
-    fn tell_evictions(&self, before: &Look, now: &Look) {
-        let _ = self;
-        let evicted = now.counts.fragments_evicted - before.counts.fragments_evicted;
-        let frames = |look: &Look| look.counts.dropped_for(DropReason::RingFull).frames;
-        if evicted > 0 {
-            warn!(
-                fragments = evicted,
-                frames = frames(now) - frames(before),
-                "the buffer is full: the oldest fragments are given up; the network does not keep up with the camera"
-            );
-        }
-    }
 }
 
 /// Runs something until SIGINT or SIGTERM asks it to shut down.
@@ -464,6 +451,22 @@ pub async fn until_signal<T, F: Future<Output = T>>(
             result = &mut run => return Ok(result),
             () = signals.next() => drop(trigger.take()),
         }
+    }
+}
+
+fn tell(turn: Option<Turn>) {
+    match turn {
+        Some(Turn::Began) => warn!(
+            "the buffer is full and the oldest fragments are given up: the network does not keep up with the camera"
+        ),
+        Some(Turn::Ended { frames, lasted }) => {
+            info!(
+                frames,
+                lasted_s = lasted.as_secs(),
+                "the buffer has room again; so many frames were given up"
+            );
+        }
+        None => {}
     }
 }
 
