@@ -385,7 +385,7 @@ impl Aws {
                 Failure::new(kind, message)
             }
             (error, None) => {
-                if let Some(reason) = tls_error(error) {
+                if let Some(reason @ rustls::Error::InvalidCertificate(_)) = tls_error(error) {
                     Failure::new(FailureKind::Untrusted, untrusted(place, reason))
                 } else {
                     self.unreachable(call, error)
@@ -396,14 +396,15 @@ impl Aws {
 
     fn unreachable(&self, call: &str, error: &(dyn StdError + 'static)) -> Failure {
         let cause = root_cause(error);
+        let not_http = cause.downcast_ref().is_some_and(hyper::Error::is_parse);
         let unresolved = chain(error).to_string().contains("dns error");
         let advice = match (unresolved, self.place.strip_prefix("region ")) {
             (true, Some(region)) => {
                 format!("; is the region {region:?} right, and the network up?")
             }
             (true, None) => "; is the endpoint's name right, and the network up?".to_owned(),
-            // Something answered, but the operating system has no complaint.
-            _ if !cause.is::<io::Error>() => {
+            // Something answered.
+            _ if not_http || tls_error(error).is_some() => {
                 "; is that the right port, and http or https as it should be?".to_owned()
             }
             _ => String::new(),
@@ -441,11 +442,11 @@ fn root_cause<'a>(error: &'a (dyn StdError + 'static)) -> &'a (dyn StdError + 's
     error
 }
 
-/// The refusal of a certificate, wherever it is in the chain. An `io::Error` hides what it wraps from `source`.
+/// What is wrong with TLS, wherever it is in the chain. An `io::Error` hides what it wraps from `source`.
 fn tls_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Error> {
     let mut next = Some(error);
     while let Some(error) = next {
-        if let Some(found @ rustls::Error::InvalidCertificate(_)) = error.downcast_ref() {
+        if let Some(found) = error.downcast_ref() {
             return Some(found);
         }
         let inside = error
