@@ -228,7 +228,7 @@ mod tests {
             ]
         );
         assert_eq!(
-            overflow.look(&look(start + Duration::from_secs(300), 800)),
+            overflow.look(&look(start + Duration::from_mins(5), 800)),
             Some(Turn::Began)
         );
     }
