@@ -405,14 +405,15 @@ impl Session {
             _ => None,
         };
         let carrier = self.carrier();
-        let rotate = carrier
-            .filter(|carrier| carrier.phase == Phase::Streaming && !carrier.finishing)
-            .map(|carrier| carrier.rotate_at);
-        let next_step = match (look.into_iter().chain(rotate).min(), self.wait) {
-            (Some(next), Some(wait)) => Some(next.max(wait)),
-            (next, wait) => next.or(wait),
-        }
-        .filter(|_| free);
+        let next_step = match carrier {
+            None => look,
+            // Its head's answer, or the end of its body, brings the next event.
+            Some(carrier) if carrier.phase == Phase::Head || carrier.finishing => None,
+            // What is created anew waits for media, which the carrier's own deadlines look for.
+            Some(_) if self.stream == Stream::Missing => None,
+            Some(carrier) => look.max(Some(carrier.rotate_at)),
+        };
+        let next_step = next_step.max(self.wait).filter(|_| free);
         // Nobody tells when a write begins to stand still: it is looked for.
         let flow = carrier
             .and(self.flow.looked)
