@@ -473,6 +473,11 @@ impl Session {
         }
         self.call = None;
         match reply {
+            Ok(Reply::Credentials(Some(until))) if until <= now.at => {
+                let message =
+                    "the credentials had expired when they came: is this machine's clock right?";
+                self.fail(Failure::new(FailureKind::NoCredentials, message), now);
+            }
             Ok(Reply::Credentials(until)) => {
                 self.credentials = Some(Granted {
                     since: now.at,
@@ -874,10 +879,12 @@ impl Session {
     /// Whether a connection may be opened with these credentials.
     fn is_good(&self, granted: Granted, now: Now) -> bool {
         let fresh = now.at < granted.since + LEAST_CREDENTIAL_USE;
-        fresh
-            || granted
-                .until
-                .is_none_or(|until| now.at + self.settings.credential_margin < until)
+        let margin = if fresh {
+            Duration::ZERO
+        } else {
+            self.settings.credential_margin
+        };
+        granted.until.is_none_or(|until| now.at + margin < until)
     }
 
     fn call(&mut self, call: Call) {
