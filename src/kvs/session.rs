@@ -306,7 +306,8 @@ pub struct Session {
     settings: Settings,
     credentials: Option<Granted>,
     stream: Stream,
-    retains: bool,
+    /// Whether fragments are ever PERSISTED; `None` while nobody could say, which counts as yes.
+    retains: Option<bool>,
     tagged: bool,
     endpoint: Option<(String, Instant)>,
     call: Option<Call>,
@@ -330,7 +331,7 @@ impl Session {
             settings,
             credentials: None,
             stream: Stream::Unknown,
-            retains: true,
+            retains: None,
             tagged: false,
             endpoint: None,
             call: None,
@@ -489,7 +490,7 @@ impl Session {
                 deleting,
                 retention_hours,
             }) => {
-                self.retains = retention_hours > 0;
+                self.retains = Some(retention_hours > 0);
                 if deleting {
                     let message = "the stream is being deleted: wait until it is gone, or stream to another name";
                     self.fail(Failure::new(FailureKind::NotActive, message), now);
@@ -523,6 +524,7 @@ impl Session {
             // GetDataEndpoint and PutMedia are all that ingest needs.
             (Call::Describe, FailureKind::NotPermitted) => {
                 self.stream = Stream::Active;
+                self.retains = None;
                 self.note(Note::DescribeNotPermitted);
             }
             (Call::Create, FailureKind::NotActive) => self.stream = Stream::Unknown,
@@ -610,7 +612,7 @@ impl Session {
     }
 
     fn acknowledged(&mut self, id: ConnectionId, ack: Ack, now: Now) {
-        let retains = self.retains;
+        let retains = self.retains.unwrap_or(true);
         let Some(connection) = self.connection(id) else {
             return;
         };
@@ -706,7 +708,8 @@ impl Session {
         if kind.wants_endpoint() {
             self.endpoint = None;
         }
-        if kind.wants_describe() {
+        // As long as nobody could say what is retained, waiting for PERSISTED may be what fails.
+        if kind.wants_describe() || (self.stream == Stream::Active && self.retains.is_none()) {
             self.stream = Stream::Unknown;
         }
         if kind.wants_credentials() {
