@@ -20,6 +20,11 @@ use crate::mkv::{self, Fragmenter, Names};
 use crate::ring::shared::Reader;
 use crate::ring::{ConnectionId, Peek, Ring};
 
+/// The most that is handed over at once, in bytes. A connection moves as long as it takes the next piece in time: this over
+/// the session's progress timeout is the slowest that does not count as standing still, 7 kbit/s. The HTTP client queues 16
+/// pieces, so it is also what bounds them.
+const PIECE_BYTES: usize = 4096;
+
 /// What control and a body share.
 #[derive(Debug, Clone, Default)]
 pub struct Handle {
@@ -160,7 +165,10 @@ impl Body for UploadBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let body = &mut *self;
         loop {
-            if let Some(bytes) = body.queue.pop_front() {
+            if let Some(mut bytes) = body.queue.pop_front() {
+                if bytes.len() > PIECE_BYTES {
+                    body.queue.push_front(bytes.split_off(PIECE_BYTES));
+                }
                 body.handle.taken.fetch_add(bytes.len(), Ordering::Relaxed);
                 return Poll::Ready(Some(Ok(Frame::data(bytes))));
             }
