@@ -59,6 +59,8 @@ pub struct UploadBody {
     fragment: Option<Timecode>,
     /// The parts of one frame.
     queue: VecDeque<Bytes>,
+    /// The service has seen a fragment begin and no tag that ends it.
+    open: bool,
     ended: bool,
 }
 
@@ -67,7 +69,10 @@ enum Step {
     Header(Arc<TrackInfo>),
     Begun(Timecode),
     Queued,
-    Sent,
+    /// A fragment is at its end; whether the next one is there already.
+    Sent {
+        followed: bool,
+    },
     End(BodyEnd),
 }
 
@@ -88,6 +93,7 @@ impl UploadBody {
             track: None,
             fragment: None,
             queue: VecDeque::new(),
+            open: false,
             ended: false,
         }
     }
@@ -110,7 +116,9 @@ impl UploadBody {
                     .push_front(self.fragmenter.block(frame.offset_ms, frame.key, frame.len));
                 Some(Step::Queued)
             }
-            Peek::FragmentEnd => ring.finish().map(|_| Step::Sent),
+            Peek::FragmentEnd => ring.finish().map(|_| Step::Sent {
+                followed: matches!(ring.peek(), Peek::Fragment(_)),
+            }),
             Peek::Nothing { inside: false } if asked => Some(Step::End(BodyEnd::Asked)),
             Peek::Nothing { .. } => None,
             // A body that has sent nothing would end for nothing.
@@ -131,21 +139,31 @@ impl UploadBody {
             Step::Begun(timecode) => {
                 self.fragmenter.begin_fragment(timecode);
                 self.fragment = Some(timecode);
+                self.open = true;
                 self.report(Event::Begun(self.connection, timecode));
             }
             Step::Queued => {}
-            Step::Sent => {
+            Step::Sent { followed } => {
+                // The next cluster would end it for the service, and may be seconds away.
+                if !followed {
+                    self.close_fragment();
+                }
                 if let Some(timecode) = self.fragment.take() {
                     self.report(Event::Sent(self.connection, timecode));
                 }
             }
             Step::End(why) => {
-                if self.track.is_some() {
-                    self.queue.push_back(mkv::end_of_fragment());
-                }
+                self.close_fragment();
                 self.ended = true;
                 self.report(Event::BodyEnded(self.connection, why));
             }
+        }
+    }
+
+    fn close_fragment(&mut self) {
+        if self.open {
+            self.queue.push_back(mkv::end_of_fragment());
+            self.open = false;
         }
     }
 
