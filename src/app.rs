@@ -5,6 +5,8 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+#[cfg(feature = "local")]
+use aws_credential_types::Credentials;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -59,12 +61,14 @@ pub struct Config {
     pub ca_file: Option<PathBuf>,
     /// The session's durations and permissions.
     pub session: Settings,
+    /// How long a source may be silent before its fragment is closed.
+    pub silence: Duration,
     /// How long the end may take until everything is persisted.
     pub grace: Duration,
     /// Where the report goes as JSON; `None`: one line in the log.
     pub report: Option<ReportTo>,
     /// How the log is written.
-    pub log_format: LogFormat,
+    pub log_format: log::Format,
     /// How much is logged.
     pub log_level: Level,
     /// The service inside this process.
@@ -91,15 +95,6 @@ pub enum ReportTo {
     Stdout,
     /// A file, written at the end.
     File(PathBuf),
-}
-
-/// How the log is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
-    /// Lines to read.
-    Text,
-    /// One JSON object a line.
-    Json,
 }
 
 /// The service inside this process.
@@ -146,7 +141,7 @@ pub enum Error {
     /// The service inside this process could not start.
     #[cfg(feature = "local")]
     #[error(transparent)]
-    Local(#[from] crate::local::Error),
+    Local(#[from] crate::local::command::Error),
 }
 
 /// The program's exit codes.
@@ -189,6 +184,18 @@ pub struct Summary {
 /// # Errors
 /// When the run could not start.
 pub async fn run(config: Config) -> Result<Summary, Error> {
+    let open = opener(&config, Clock);
+    run_from(config, open).await
+}
+
+/// As [`run`], with a source of one's own in place of the config's device. `open` is called on the capture thread.
+///
+/// # Errors
+/// When the run could not start.
+pub async fn run_from(
+    config: Config,
+    open: impl FnMut() -> Result<Box<dyn Source>, source::Error> + Send + 'static,
+) -> Result<Summary, Error> {
     let clock = Clock;
     let started = clock.now();
     let tls = tls::client_config(config.ca_file.as_deref())?;
@@ -199,7 +206,10 @@ pub async fn run(config: Config) -> Result<Summary, Error> {
     )]
     let mut aws_options = config.aws.clone();
     #[cfg(feature = "local")]
-    let _endpoint = start_local(config.local.as_ref(), &mut aws_options).await?;
+    let _endpoint = match &config.local {
+        Some(local) => Some(start_local(local, &mut aws_options).await?),
+        None => None,
+    };
     let stream = aws_options.stream.clone();
     let aws = Aws::load(aws_options, &tls, clock).await?;
 
@@ -208,9 +218,9 @@ pub async fn run(config: Config) -> Result<Summary, Error> {
     let (ended, capture) = oneshot::channel();
     let policy = Policy {
         when_full: config.when_full,
+        silence: config.silence,
         reopen: is_camera(&config.device),
     };
-    let open = opener(&config, clock);
     std::thread::Builder::new()
         .name("capture".into())
         .stack_size(CAPTURE_STACK_BYTES)
@@ -275,7 +285,48 @@ pub async fn run(config: Config) -> Result<Summary, Error> {
     };
     let exit = exit(&report, failed.as_ref(), &outcome);
     publish(&report, config.report.as_ref())?;
+    #[cfg(feature = "local")]
+    if let Some(directory) = config
+        .local
+        .as_ref()
+        .and_then(|local| local.directory.as_ref())
+    {
+        info!(
+            "the recording is in {}",
+            directory.join(&report.stream).display()
+        );
+    }
     Ok(Summary { exit, report })
+}
+
+/// Starts the service inside this process and leads `aws` to it.
+#[cfg(feature = "local")]
+async fn start_local(
+    local: &Local,
+    aws: &mut aws::Options,
+) -> Result<crate::local::Endpoint, Error> {
+    use crate::local::command::{self, Error};
+    use crate::local::{Credential, Endpoint, Options, view::History};
+    let options = Options {
+        directory: local.directory.clone(),
+        scenario: command::scenario(local.scenario.clone())?,
+        history: History::Recent,
+        ..Options::default()
+    };
+    let endpoint = Endpoint::start(options).await.map_err(Error::Start)?;
+    let known = Credential::default();
+    let credentials = Credentials::new(
+        known.access_key_id,
+        known.secret_access_key,
+        None,
+        None,
+        "local",
+    );
+    aws.endpoint = Some(endpoint.url());
+    aws.credentials = Some(credentials);
+    // The endpoint is of every region.
+    aws.region.get_or_insert_with(|| "us-west-2".into());
+    Ok(endpoint)
 }
 
 /// What `run` holds while it goes on.
@@ -383,6 +434,27 @@ impl Run {
     }
 }
 
+/// Runs something until SIGINT or SIGTERM asks it to shut down.
+///
+/// # Errors
+/// When the signal handlers cannot be set up.
+#[cfg(feature = "local")]
+pub async fn until_signal<T, F: Future<Output = T>>(
+    run: impl FnOnce(shutdown::Shutdown) -> F,
+) -> Result<T, Error> {
+    let mut signals = Signals::new()?;
+    let (trigger, shutdown) = shutdown::pair();
+    let mut trigger = Some(trigger);
+    let run = run(shutdown);
+    tokio::pin!(run);
+    loop {
+        tokio::select! {
+            result = &mut run => return Ok(result),
+            () = signals.next() => drop(trigger.take()),
+        }
+    }
+}
+
 /// SIGINT and SIGTERM.
 struct Signals {
     interrupt: Signal,
@@ -413,12 +485,11 @@ impl Signals {
 
 fn is_camera(device: &Device) -> bool {
     use std::os::unix::fs::FileTypeExt;
-    match device {
-        Device::Path(path) => path
-            .metadata()
-            .is_ok_and(|data| data.file_type().is_char_device()),
-        _ => false,
-    }
+    let Device::Path(path) = device else {
+        return false;
+    };
+    path.metadata()
+        .is_ok_and(|data| data.file_type().is_char_device())
 }
 
 /// What opens the source, again and again.

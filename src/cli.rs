@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use clap::{ArgAction, Parser, ValueEnum};
 
-use crate::app::{Config, Device, LogFormat, ReportTo};
+use crate::app::{Config, Device, ReportTo};
 use crate::codec::FrameRate;
 use crate::frame::Codec;
 use crate::kvs::aws;
 use crate::kvs::session::Settings;
+use crate::log::Format;
 use crate::ring::{MIN_BUDGET_BYTES, WhenFull};
+use crate::source::capture;
 
 /// Streams H.264 or H.265 from a camera, a pipe or a file to Amazon Kinesis Video Streams.
 ///
@@ -24,6 +26,7 @@ use crate::ring::{MIN_BUDGET_BYTES, WhenFull};
     subcommand_negates_reqs = true
 )]
 pub struct Args {
+    /// Another thing than streaming.
     #[cfg(feature = "local")]
     #[command(subcommand)]
     pub command: Option<Command>,
@@ -107,7 +110,7 @@ pub struct Args {
 
     /// How the log is written
     #[arg(long, env = "KVS_LOG_FORMAT", default_value = "text")]
-    pub log_format: LogFormatArg,
+    pub log_format: FormatArg,
 
     /// Stream to a KVS-compatible service inside this process; with DIR it records what it gets under DIR/CHANNEL/
     #[cfg(feature = "local")]
@@ -125,7 +128,7 @@ pub struct Args {
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     /// Run the KVS-compatible service by itself, for other producers to be pointed at
-    LocalEndpoint(crate::local::LocalEndpointArgs),
+    LocalEndpoint(crate::local::command::LocalEndpointArgs),
 }
 
 /// See [`Codec`].
@@ -146,9 +149,9 @@ pub enum WhenFullArg {
     Wait,
 }
 
-/// See [`LogFormat`].
+/// See [`Format`].
 #[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum LogFormatArg {
+pub enum FormatArg {
     /// Lines to read
     Text,
     /// One JSON object a line
@@ -196,14 +199,15 @@ impl Args {
             },
             ca_file: self.ca_file.or_else(aws::ca_file_from_environment),
             session: settings,
+            silence: capture::SILENCE,
             grace: Duration::from_secs(self.grace),
             report: self.report.map(|place| match place.to_str() {
                 Some("-") => ReportTo::Stdout,
                 _ => ReportTo::File(place.into()),
             }),
             log_format: match self.log_format {
-                LogFormatArg::Text => LogFormat::Text,
-                LogFormatArg::Json => LogFormat::Json,
+                FormatArg::Text => Format::Text,
+                FormatArg::Json => Format::Json,
             },
             log_level: log_level(self.verbose, self.quiet),
             #[cfg(feature = "local")]
@@ -362,7 +366,7 @@ mod tests {
         let args = Args::try_parse_from(["kvsProducerApp", "my-camera", "600"]).expect("parses");
         let config = args.into_config().expect("makes sense");
         assert_eq!(config.aws.stream, "my-camera");
-        assert_eq!(config.duration, Some(Duration::from_secs(600)));
+        assert_eq!(config.duration, Some(Duration::from_mins(10)));
         assert_eq!(config.device, Device::Path("/dev/video0".into()));
         assert_eq!(
             (config.buffer_bytes, config.when_full),

@@ -7,6 +7,10 @@ use clap::error::ErrorKind;
 use kvs_producer_app::app::{self, Error, Exit};
 use kvs_producer_app::chain;
 use kvs_producer_app::cli::Args;
+#[cfg(feature = "local")]
+use kvs_producer_app::cli::log_level;
+#[cfg(feature = "local")]
+use kvs_producer_app::log::Format;
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 fn main() -> ExitCode {
@@ -49,10 +53,39 @@ fn start(args: Args) -> Result<Exit, Failed> {
             exit: Exit::Internal,
             message: format!("cannot start: {error}"),
         })?;
-    let exit = stream(args, &runtime)?;
+    let exit = run(args, &runtime)?;
     // A name that is still being resolved is not waited for.
     runtime.shutdown_background();
     Ok(exit)
+}
+
+#[cfg(feature = "local")]
+fn run(mut args: Args, runtime: &tokio::runtime::Runtime) -> Result<Exit, Failed> {
+    use kvs_producer_app::cli::Command;
+    use kvs_producer_app::local::command;
+    match args.command.take() {
+        None => stream(args, runtime),
+        Some(Command::LocalEndpoint(options)) => {
+            kvs_producer_app::log::start(log_level(args.verbose, args.quiet), Format::Text);
+            let run = runtime.block_on(app::until_signal(|shutdown| {
+                command::run(options, shutdown)
+            }));
+            let run = run.map_err(|error| Failed {
+                exit: Exit::Internal,
+                message: chain(&error).to_string(),
+            })?;
+            let usage = |error| Failed {
+                exit: Exit::Usage,
+                message: chain(&error).to_string(),
+            };
+            run.map(|()| Exit::Persisted).map_err(usage)
+        }
+    }
+}
+
+#[cfg(not(feature = "local"))]
+fn run(args: Args, runtime: &tokio::runtime::Runtime) -> Result<Exit, Failed> {
+    stream(args, runtime)
 }
 
 fn stream(args: Args, runtime: &tokio::runtime::Runtime) -> Result<Exit, Failed> {
@@ -65,6 +98,8 @@ fn stream(args: Args, runtime: &tokio::runtime::Runtime) -> Result<Exit, Failed>
         exit: match &error {
             Error::Tls(_) | Error::Aws(_) => Exit::Usage,
             Error::Source(_) => Exit::NoSource,
+            #[cfg(feature = "local")]
+            Error::Local(_) => Exit::Usage,
             _ => Exit::Internal,
         },
         message: chain(&error).to_string(),

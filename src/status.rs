@@ -129,7 +129,7 @@ mod tests {
             fragments: 1,
         };
         let before = Look {
-            at: start + Duration::from_secs(3600),
+            at: start + Duration::from_hours(1),
             media: MediaTime(9_000),
             counts: Counts {
                 captured: Amount {

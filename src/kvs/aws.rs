@@ -27,6 +27,7 @@ use aws_smithy_types::timeout::TimeoutConfig;
 use rustls::ClientConfig;
 
 use super::failure::{self, Failure, FailureKind};
+use super::service_clock::ServiceClock;
 use super::session::{Call, Reply};
 use super::sign::{self, PutMedia};
 use super::transport::untrusted;
@@ -80,30 +81,19 @@ pub enum Error {
 #[derive(Debug, Default)]
 struct Learnt {
     credentials: Option<Credentials>,
-    /// How far our clock is behind the service's, in ms.
-    clock_behind_ms: i64,
 }
 
 #[derive(Debug, Clone)]
 struct Shared {
-    clock: Clock,
+    /// The service's clock, and ours for waiting.
+    clock: ServiceClock,
+    waiting: Clock,
     learnt: Arc<Mutex<Learnt>>,
 }
 
 impl Shared {
     fn with<T>(&self, act: impl FnOnce(&mut Learnt) -> T) -> T {
         act(&mut self.learnt.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// The wall clock as the service has it, as far as that is known.
-    fn service_time(&self) -> Duration {
-        let behind = self.with(|learnt| learnt.clock_behind_ms);
-        let by = Duration::from_millis(behind.unsigned_abs());
-        if behind < 0 {
-            self.clock.wall().saturating_sub(by)
-        } else {
-            self.clock.wall() + by
-        }
     }
 }
 
@@ -123,7 +113,7 @@ impl ProvideCredentials for Shared {
 /// Gives the SDK the service's time to sign with.
 impl TimeSource for Shared {
     fn now(&self) -> SystemTime {
-        UNIX_EPOCH + self.service_time()
+        UNIX_EPOCH + self.clock.now()
     }
 }
 
@@ -145,14 +135,18 @@ impl Aws {
     /// # Errors
     /// When there is no usable region or endpoint.
     pub async fn load(options: Options, tls: &ClientConfig, clock: Clock) -> Result<Self, Error> {
-        let http = http_client(tls)?;
+        let service_clock = ServiceClock::new(clock);
+        let http = http_client(tls, service_clock.clone())?;
         let shared = Shared {
-            clock,
+            clock: service_clock,
+            waiting: clock,
             learnt: Arc::default(),
         };
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
             .http_client(http)
+            // What is known of the service's clock goes into the time; the SDK would correct it twice.
             .time_source(shared.clone())
+            .disable_clock_skew_correction(true)
             // The session tries again, and knows when not to.
             .retry_config(RetryConfig::disabled())
             .timeout_config(
@@ -245,7 +239,7 @@ impl Aws {
             host,
             region: &self.region,
             start,
-            signed_at: self.shared.service_time(),
+            signed_at: self.shared.clock.now(),
         };
         // Without credentials the session does not get here; the service would say so.
         let credentials =
@@ -254,20 +248,8 @@ impl Aws {
     }
 
     /// The wall clock as the service has it, as far as that is known.
-    pub fn service_time(&self) -> Duration {
-        self.shared.service_time()
-    }
-
-    /// Takes a hint that our clock is off. Returns whether that is news.
-    pub fn learn_clock(&self, behind_ms: i64) -> bool {
-        const NEWS_MS: u64 = 5_000;
-        self.shared.with(|learnt| {
-            let news = learnt.clock_behind_ms.abs_diff(behind_ms) > NEWS_MS;
-            if news {
-                learnt.clock_behind_ms = behind_ms;
-            }
-            news
-        })
+    pub fn clock(&self) -> &ServiceClock {
+        &self.shared.clock
     }
 
     async fn credentials(&self) -> Result<Reply, Failure> {
@@ -285,9 +267,9 @@ impl Aws {
             expiry
                 .duration_since(UNIX_EPOCH)
                 .unwrap_or_default()
-                .saturating_sub(self.service_time())
+                .saturating_sub(self.shared.clock.now())
         });
-        let until = left.map(|left| self.shared.clock.now() + left);
+        let until = left.map(|left| self.shared.waiting.now() + left);
         self.shared
             .with(|learnt| learnt.credentials = Some(credentials));
         Ok(Reply::Credentials(until))
@@ -378,15 +360,7 @@ impl Aws {
     {
         let place = &self.place;
         let raw = error.raw_response();
-        let clock_behind_ms = raw.and_then(|raw| {
-            let date = httpdate::parse_http_date(raw.headers().get("date")?).ok()?;
-            let server = date.duration_since(UNIX_EPOCH).ok()?.as_millis();
-            Some(
-                i64::try_from(server).ok()?
-                    - i64::try_from(self.shared.clock.wall().as_millis()).ok()?,
-            )
-        });
-        let failure = match (error, raw) {
+        match (error, raw) {
             (SdkError::ServiceError(context), Some(raw)) => {
                 let code = context.err().code().unwrap_or_default();
                 let said = context.err().message().unwrap_or_default();
@@ -414,10 +388,6 @@ impl Aws {
                     self.unreachable(call, error)
                 }
             }
-        };
-        Failure {
-            clock_behind_ms,
-            ..failure
         }
     }
 
@@ -484,11 +454,14 @@ fn tls_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Erro
 
 /// The SDK's calls over one `reqwest` client.
 #[derive(Debug, Clone)]
-struct Connector(reqwest::Client);
+struct Connector {
+    client: reqwest::Client,
+    clock: ServiceClock,
+}
 
 impl HttpConnector for Connector {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
-        let client = self.0.clone();
+        let Self { client, clock } = self.clone();
         HttpConnectorFuture::new(async move {
             let request = request
                 .try_into_http1x()
@@ -497,6 +470,7 @@ impl HttpConnector for Connector {
             let request = reqwest::Request::try_from(request).map_err(connector_error)?;
             let response = client.execute(request).await.map_err(connector_error)?;
             let (status, headers) = (response.status(), response.headers().clone());
+            clock.hear(&headers);
             let body = response.bytes().await.map_err(connector_error)?;
             let mut response = http::Response::new(SdkBody::from(body));
             *response.status_mut() = status;
@@ -514,7 +488,10 @@ fn connector_error(error: reqwest::Error) -> ConnectorError {
     }
 }
 
-fn http_client(tls: &ClientConfig) -> Result<SharedHttpClient, reqwest::Error> {
+fn http_client(
+    tls: &ClientConfig,
+    clock: ServiceClock,
+) -> Result<SharedHttpClient, reqwest::Error> {
     let client = reqwest::Client::builder()
         .tls_backend_preconfigured(tls.clone())
         .http1_only()
@@ -524,7 +501,7 @@ fn http_client(tls: &ClientConfig) -> Result<SharedHttpClient, reqwest::Error> {
         .pool_idle_timeout(Duration::from_secs(10))
         .redirect(reqwest::redirect::Policy::none())
         .build()?;
-    let connector = SharedHttpConnector::new(Connector(client));
+    let connector = SharedHttpConnector::new(Connector { client, clock });
     Ok(http_client_fn(move |_, _| connector.clone()))
 }
 

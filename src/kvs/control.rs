@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustls::ClientConfig;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::{self, AbortHandle, JoinError, JoinSet};
 use tracing::{debug, error, info, warn};
 
 use super::aws::Aws;
@@ -46,6 +46,13 @@ struct Live {
     body: Handle,
 }
 
+/// What a task is for.
+#[derive(Debug, Clone, Copy)]
+enum Served {
+    Call(Call),
+    Connection(ConnectionId),
+}
+
 /// See the module.
 pub struct Control {
     session: Session,
@@ -59,6 +66,7 @@ pub struct Control {
     /// them, so the queue stays as short as it is unbounded.
     sender: mpsc::UnboundedSender<Event>,
     tasks: JoinSet<()>,
+    serving: HashMap<task::Id, Served>,
     live: HashMap<ConnectionId, Live>,
     status: watch::Sender<Status>,
 }
@@ -84,6 +92,7 @@ impl Control {
             events,
             sender,
             tasks: JoinSet::new(),
+            serving: HashMap::new(),
             live: HashMap::new(),
             status: watch::channel(Status::default()).0,
         }
@@ -117,13 +126,7 @@ impl Control {
                 Some(event) = self.events.recv() => event,
                 () = timer => Event::Tick,
                 () = self.ring.unsent(), if self.session.awaits_media() => Event::Tick,
-                Some(done) = self.tasks.join_next() => {
-                    if let Err(failed) = done && failed.is_panic() {
-                        // The panic was logged by the hook; what it served is taken for lost by its deadline.
-                        error!(error = %failed, "a task has panicked");
-                    }
-                    Event::Tick
-                }
+                Some(done) = self.tasks.join_next_with_id() => self.ended(done),
             };
             self.settle(event);
         }
@@ -134,9 +137,6 @@ impl Control {
     fn settle(&mut self, event: Event) {
         if let Event::Lost(id, _) = &event {
             self.live.remove(id);
-        }
-        if let Event::Lost(_, failure) | Event::Replied(_, Err(failure)) = &event {
-            self.learn_clock(failure);
         }
         let mut next = Some(event);
         while let Some(event) = next.take() {
@@ -161,6 +161,25 @@ impl Control {
             status.streaming = streaming;
             changed
         });
+    }
+
+    /// A task is over. It has told what came of it, unless it has panicked: then this tells.
+    fn ended(&mut self, done: Result<(task::Id, ()), JoinError>) -> Event {
+        let id = done.as_ref().map_or_else(JoinError::id, |(id, ())| *id);
+        let served = self.serving.remove(&id);
+        let Err(failed) = done else {
+            return Event::Tick;
+        };
+        if !failed.is_panic() {
+            return Event::Tick;
+        }
+        let message = "a fault of this program, please report it: a task has panicked";
+        let failure = Failure::new(FailureKind::Fault, message);
+        match served {
+            Some(Served::Call(call)) => Event::Replied(call, Err(failure)),
+            Some(Served::Connection(id)) => Event::Lost(id, failure),
+            None => Event::Tick,
+        }
     }
 
     fn now(&self) -> Now {
@@ -213,10 +232,11 @@ impl Control {
             _ => None,
         });
         let codec = codec.or(self.codec);
-        self.tasks.spawn(async move {
+        let task = self.tasks.spawn(async move {
             let reply = aws.call(call, codec).await;
             let _ = sender.send(Event::Replied(call, reply));
         });
+        self.serving.insert(task.id(), Served::Call(call));
     }
 
     fn open(&mut self, id: ConnectionId, origin: String) {
@@ -227,11 +247,13 @@ impl Control {
             id,
             origin: origin.clone(),
             tls,
-            clock: self.clock,
+            patience: self.session.settings().progress_timeout,
+            clock: self.aws.clock().clone(),
         };
         let abort = self
             .tasks
             .spawn(transport::run(route, started, self.sender.clone()));
+        self.serving.insert(abort.id(), Served::Connection(id));
         let body = Handle::default();
         self.live.insert(
             id,
@@ -247,7 +269,7 @@ impl Control {
     fn start(&mut self, id: ConnectionId) -> Option<Event> {
         let live = self.live.get_mut(&id)?;
         // The wall clock is read here and nowhere else for media: frames keep the camera's spacing from now on.
-        let wall_ms = u64::try_from(self.aws.service_time().as_millis()).unwrap_or(u64::MAX);
+        let wall_ms = u64::try_from(self.aws.clock().now().as_millis()).unwrap_or(u64::MAX);
         let headers = match self.aws.put_media(&live.origin, Timecode(wall_ms)) {
             Ok(headers) => headers,
             Err(error) => {
@@ -281,22 +303,6 @@ impl Control {
         let at = self.clock.now();
         self.status
             .send_modify(|status| status.last_persisted = Some((timecode, at)));
-    }
-
-    fn learn_clock(&self, failure: &Failure) {
-        let Some(behind_ms) = failure
-            .clock_behind_ms
-            .filter(|_| failure.kind == FailureKind::Clock)
-        else {
-            return;
-        };
-        if self.aws.learn_clock(behind_ms) {
-            let by = Duration::from_millis(behind_ms.unsigned_abs());
-            let direction = if behind_ms < 0 { "ahead of" } else { "behind" };
-            warn!(
-                "this machine's clock is {by:?} {direction} the service's: going on with the service's time"
-            );
-        }
     }
 }
 

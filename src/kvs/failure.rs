@@ -39,6 +39,8 @@ pub enum FailureKind {
     FragmentRefused,
     /// The stream's KMS key cannot be used.
     Key,
+    /// A task of this program has panicked.
+    Fault,
     /// The service finds the request itself wrong: settings, or a fault of this program.
     Invalid,
 }
@@ -65,6 +67,7 @@ impl FailureKind {
             | Self::WrongEndpoint
             | Self::Service
             | Self::Clock
+            | Self::Fault
             | Self::FragmentRefused => Pace::Soon,
             Self::Untrusted
             | Self::NoCredentials
@@ -110,17 +113,14 @@ pub struct Failure {
     pub kind: FailureKind,
     /// What failed, where, and what the other side said.
     pub message: String,
-    /// How far our clock is behind the server's, when its answer had a date: negative when ours is ahead, in ms.
-    pub clock_behind_ms: Option<i64>,
 }
 
 impl Failure {
-    /// A failure without a word about clocks.
+    /// A failure of this kind.
     pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
         Self {
             kind,
             message: message.into(),
-            clock_behind_ms: None,
         }
     }
 }
@@ -220,55 +220,85 @@ pub const SLOW_RETRY: Duration = Duration::from_secs(30);
 mod tests {
     use super::*;
 
+    const ANSWERS: &[(u16, &str, &str)] = &[
+        (404, "ResourceNotFoundException", ""),
+        (401, "NotAuthorizedException", ""),
+        (403, "AccessDeniedException", ""),
+        (400, "ClientLimitExceededException", ""),
+        (400, "ConnectionLimitExceededException", ""),
+        (400, "AccountStreamLimitExceededException", ""),
+        (400, "DeviceStreamLimitExceededException", ""),
+        (400, "ResourceInUseException", ""),
+        (400, "InvalidArgumentException", ""),
+        (400, "InvalidDeviceException", ""),
+        (400, "InvalidResourceFormatException", ""),
+        (400, "InvalidEndpointException", ""),
+        (400, "TagsPerResourceExceededLimitException", ""),
+        (400, "ThrottlingException", ""),
+        (503, "ServiceUnavailable", ""),
+        (500, "InternalFailure", ""),
+        (400, "RequestExpired", ""),
+        (
+            403,
+            "InvalidSignatureException",
+            "Signature expired: 20250102T030405Z is now earlier than",
+        ),
+        (
+            403,
+            "InvalidSignatureException",
+            "Signature not yet current: 20250102T030405Z is still later than",
+        ),
+        (
+            403,
+            "InvalidSignatureException",
+            "The request signature we calculated does not match",
+        ),
+        (403, "InvalidClientTokenId", ""),
+        (403, "UnrecognizedClientException", ""),
+        (403, "ExpiredTokenException", ""),
+        (401, "", ""),
+        (403, "", ""),
+        (404, "", ""),
+        (418, "", ""),
+        (500, "", ""),
+        (503, "", ""),
+    ];
+
+    const ACKS: &[(u32, &str)] = &[
+        (4000, "STREAM_READ_ERROR"),
+        (4001, "MAX_FRAGMENT_SIZE_REACHED"),
+        (4002, "MAX_FRAGMENT_DURATION_REACHED"),
+        (4003, "MAX_CONNECTION_DURATION_REACHED"),
+        (4004, "FRAGMENT_TIMECODE_LESSER_THAN_PREVIOUS"),
+        (4005, "MORE_THAN_ALLOWED_TRACKS_FOUND"),
+        (4006, "INVALID_MKV_DATA"),
+        (4007, "INVALID_PRODUCER_TIMESTAMP"),
+        (4008, "STREAM_NOT_ACTIVE"),
+        (4009, "FRAGMENT_METADATA_LIMIT_REACHED"),
+        (4010, "TRACK_NUMBER_MISMATCH"),
+        (4011, "FRAMES_MISSING_FOR_TRACK"),
+        (4012, "INVALID_FRAGMENT_METADATA"),
+        (4012, "MORE_THAN_ALLOWED_TRACKS_FOUND"),
+        (0, "MIN_FRAGMENT_DURATION_REACHED"),
+        (4500, "KMS_KEY_ACCESS_DENIED"),
+        (4501, "KMS_KEY_DISABLED"),
+        (4502, "KMS_KEY_VALIDATION_ERROR"),
+        (4503, "KMS_KEY_UNAVAILABLE"),
+        (4504, "KMS_KEY_INVALID_USAGE"),
+        (4505, "KMS_KEY_INVALID_STATE"),
+        (4506, "KMS_KEY_NOT_FOUND"),
+        (4507, "STREAM_DELETED"),
+        (5000, "INTERNAL_ERROR"),
+        (5001, "ARCHIVAL_ERROR"),
+        (7777, "SOMETHING_NEW"),
+    ];
+
     /// Every exception and every ERROR acknowledgement that the service documents, with what is done about it.
     #[test]
     fn every_documented_error_has_its_reaction() {
         use std::fmt::Write;
-        let answers = [
-            (404, "ResourceNotFoundException", ""),
-            (401, "NotAuthorizedException", ""),
-            (403, "AccessDeniedException", ""),
-            (400, "ClientLimitExceededException", ""),
-            (400, "ConnectionLimitExceededException", ""),
-            (400, "AccountStreamLimitExceededException", ""),
-            (400, "DeviceStreamLimitExceededException", ""),
-            (400, "ResourceInUseException", ""),
-            (400, "InvalidArgumentException", ""),
-            (400, "InvalidDeviceException", ""),
-            (400, "InvalidResourceFormatException", ""),
-            (400, "InvalidEndpointException", ""),
-            (400, "TagsPerResourceExceededLimitException", ""),
-            (400, "ThrottlingException", ""),
-            (503, "ServiceUnavailable", ""),
-            (500, "InternalFailure", ""),
-            (400, "RequestExpired", ""),
-            (
-                403,
-                "InvalidSignatureException",
-                "Signature expired: 20250102T030405Z is now earlier than",
-            ),
-            (
-                403,
-                "InvalidSignatureException",
-                "Signature not yet current: 20250102T030405Z is still later than",
-            ),
-            (
-                403,
-                "InvalidSignatureException",
-                "The request signature we calculated does not match",
-            ),
-            (403, "InvalidClientTokenId", ""),
-            (403, "UnrecognizedClientException", ""),
-            (403, "ExpiredTokenException", ""),
-            (401, "", ""),
-            (403, "", ""),
-            (404, "", ""),
-            (418, "", ""),
-            (500, "", ""),
-            (503, "", ""),
-        ];
         let mut table = String::new();
-        for (status, error, message) in answers {
+        for (status, error, message) in ANSWERS.iter().copied() {
             let kind = of_answer(status, error, message);
             let hint = if message.is_empty() { "" } else { " (" };
             let words = message
@@ -284,35 +314,7 @@ mod tests {
             )
             .expect("a String");
         }
-        let acks = [
-            (4000, "STREAM_READ_ERROR"),
-            (4001, "MAX_FRAGMENT_SIZE_REACHED"),
-            (4002, "MAX_FRAGMENT_DURATION_REACHED"),
-            (4003, "MAX_CONNECTION_DURATION_REACHED"),
-            (4004, "FRAGMENT_TIMECODE_LESSER_THAN_PREVIOUS"),
-            (4005, "MORE_THAN_ALLOWED_TRACKS_FOUND"),
-            (4006, "INVALID_MKV_DATA"),
-            (4007, "INVALID_PRODUCER_TIMESTAMP"),
-            (4008, "STREAM_NOT_ACTIVE"),
-            (4009, "FRAGMENT_METADATA_LIMIT_REACHED"),
-            (4010, "TRACK_NUMBER_MISMATCH"),
-            (4011, "FRAMES_MISSING_FOR_TRACK"),
-            (4012, "INVALID_FRAGMENT_METADATA"),
-            (4012, "MORE_THAN_ALLOWED_TRACKS_FOUND"),
-            (0, "MIN_FRAGMENT_DURATION_REACHED"),
-            (4500, "KMS_KEY_ACCESS_DENIED"),
-            (4501, "KMS_KEY_DISABLED"),
-            (4502, "KMS_KEY_VALIDATION_ERROR"),
-            (4503, "KMS_KEY_UNAVAILABLE"),
-            (4504, "KMS_KEY_INVALID_USAGE"),
-            (4505, "KMS_KEY_INVALID_STATE"),
-            (4506, "KMS_KEY_NOT_FOUND"),
-            (4507, "STREAM_DELETED"),
-            (5000, "INTERNAL_ERROR"),
-            (5001, "ARCHIVAL_ERROR"),
-            (7777, "SOMETHING_NEW"),
-        ];
-        for (id, code) in acks {
+        for (id, code) in ACKS.iter().copied() {
             let (verdict, kind) = of_error_ack(id, code);
             writeln!(
                 table,

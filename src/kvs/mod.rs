@@ -4,6 +4,7 @@ pub mod ack;
 pub mod aws;
 pub mod control;
 pub mod failure;
+pub mod service_clock;
 pub mod session;
 pub mod sign;
 pub mod tls;

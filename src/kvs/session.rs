@@ -394,6 +394,11 @@ impl Session {
         self.actions.pop_front()
     }
 
+    /// What it goes by.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
     /// When to send [`Event::Tick`] at the latest.
     pub fn deadline(&self) -> Option<Instant> {
         if self.outcome.is_some() {
@@ -483,7 +488,7 @@ impl Session {
                 self.credentials = Some(Granted {
                     since: now.at,
                     until,
-                })
+                });
             }
             Ok(Reply::Described {
                 active,
@@ -510,14 +515,13 @@ impl Session {
     fn call_failed(&mut self, call: Call, failure: Failure, now: Now) {
         match (call, failure.kind) {
             (Call::Describe, FailureKind::NotFound) if self.settings.create => {
-                self.stream = Stream::Missing
+                self.stream = Stream::Missing;
             }
             (Call::Describe, FailureKind::NotFound) => {
                 let advice = "create it, or leave out --no-create";
                 let failure = Failure {
                     kind: FailureKind::Invalid,
                     message: format!("{}; {advice}", failure.message),
-                    ..failure
                 };
                 self.fail(failure, now);
             }
@@ -538,12 +542,11 @@ impl Session {
     }
 
     fn await_active(&mut self, now: Now) {
-        let since = match self.stream {
-            Stream::Pending { since, .. } => since,
-            _ => {
-                self.note(Note::WaitingForActive);
-                now.at
-            }
+        let since = if let Stream::Pending { since, .. } = self.stream {
+            since
+        } else {
+            self.note(Note::WaitingForActive);
+            now.at
         };
         if now.at.duration_since(since) > self.settings.active_timeout {
             let message = format!(
@@ -562,7 +565,7 @@ impl Session {
     fn opened(&mut self, id: ConnectionId, now: Now) {
         let settings = &self.settings;
         let spread = (settings.connection_age / 10).mul_f64(now.jitter.clamp(0.0, 1.0));
-        let by_age = now.at + settings.connection_age - spread;
+        let by_age = now.at + settings.connection_age.saturating_sub(spread);
         // Credentials that are granted for less than the margin are still good: not a rotation after the other.
         let least = now.at + settings.connection_age.min(LEAST_CREDENTIAL_USE);
         let by_credentials = self
@@ -581,12 +584,12 @@ impl Session {
         connection.since = now.at;
         connection.rotate_at = by_credentials.map_or(by_age, |end| end.min(by_age));
         connection.credentials_end = by_credentials.is_some_and(|end| end < by_age);
-        if let Some(carrier) = self.carrier_mut() {
-            if !carrier.finishing {
-                carrier.finishing = true;
-                let carrier = carrier.id;
-                self.actions.push_back(Action::Finish(carrier));
-            }
+        if let Some(carrier) = self.carrier_mut()
+            && !carrier.finishing
+        {
+            carrier.finishing = true;
+            let carrier = carrier.id;
+            self.actions.push_back(Action::Finish(carrier));
         }
     }
 

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::DATE;
 use http::{HeaderMap, Request, Uri, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
@@ -21,18 +20,15 @@ use tokio_rustls::TlsConnector;
 
 use super::ack::AckParser;
 use super::failure::{self, Failure, FailureKind};
+use super::service_clock::ServiceClock;
 use super::session::Event;
 use super::upload::UploadBody;
 use crate::chain;
-use crate::clock::Clock;
 use crate::ring::ConnectionId;
 
 /// What the kernel may hold of what was handed to it, in bytes (it doubles the number for its own book-keeping). Enough for
 /// 10 Mbit/s over 100 ms; what is in there is neither in the ring's hands nor the service's.
 const SEND_BUFFER_BYTES: usize = 128 * 1024;
-
-/// The kernel gives up on a peer that has acknowledged nothing for this long, should the session not have done so before.
-const TCP_USER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The largest error answer that is read, in bytes.
 const MAX_ERROR_BYTES: usize = 16 * 1024;
@@ -55,8 +51,11 @@ pub struct Route {
     pub origin: String,
     /// Whom to trust.
     pub tls: Arc<ClientConfig>,
-    /// For the clock hint in error answers.
-    pub clock: Clock,
+    /// For how long the peer's kernel may leave what was sent unacknowledged (TCP_USER_TIMEOUT): a host that is gone
+    /// without a word is noticed in the middle of a fragment too, where the service owes no acknowledgement.
+    pub patience: Duration,
+    /// Learns from the answer's `Date`.
+    pub clock: ServiceClock,
 }
 
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -80,7 +79,7 @@ async fn drive(
     start: oneshot::Receiver<Start>,
     events: &mpsc::UnboundedSender<Event>,
 ) -> Failure {
-    let stream = match connect(&route.origin, &route.tls).await {
+    let stream = match connect(route).await {
         Ok(stream) => stream,
         Err(failure) => return failure,
     };
@@ -110,11 +109,12 @@ async fn drive(
             Ok(response) => response,
             Err(error) => return broken(&error),
         };
+        route.clock.hear(response.headers());
         if response.status() == http::StatusCode::OK {
             let _ = events.send(Event::Accepted(route.id));
             read_acks(route.id, response.into_body(), events).await
         } else {
-            refusal(response, route.clock).await
+            refusal(response).await
         }
     };
     tokio::pin!(exchange);
@@ -145,7 +145,7 @@ async fn read_acks(
                         let _ = events.send(Event::Ack(id, ack));
                     }
                     Err(error) => {
-                        tracing::warn!(connection = %id, %error, "acknowledgement skipped")
+                        tracing::warn!(connection = %id, %error, "acknowledgement skipped");
                     }
                 });
             }
@@ -156,7 +156,7 @@ async fn read_acks(
 }
 
 /// An answer other than 200.
-async fn refusal(response: http::Response<Incoming>, clock: Clock) -> Failure {
+async fn refusal(response: http::Response<Incoming>) -> Failure {
     let (head, body) = response.into_parts();
     let text = error_text(body).await;
     let error = error_name(&head.headers);
@@ -174,10 +174,7 @@ async fn refusal(response: http::Response<Incoming>, clock: Clock) -> Failure {
             text.push_str(part);
         }
     }
-    Failure {
-        clock_behind_ms: clock_behind(&head.headers, clock),
-        ..Failure::new(kind, text)
-    }
+    Failure::new(kind, text)
 }
 
 /// The exception's name: `x-amzn-ErrorType` may go on with a colon and an address.
@@ -199,14 +196,6 @@ fn header<'a>(headers: &'a HeaderMap, names: &[&str]) -> &'a str {
         .unwrap_or_default()
 }
 
-/// How far our wall clock is behind the answer's `Date`, in ms.
-fn clock_behind(headers: &HeaderMap, clock: Clock) -> Option<i64> {
-    let date = httpdate::parse_http_date(headers.get(DATE)?.to_str().ok()?).ok()?;
-    let server = date.duration_since(std::time::UNIX_EPOCH).ok()?.as_millis();
-    let ours = clock.wall().as_millis();
-    Some(i64::try_from(server).ok()? - i64::try_from(ours).ok()?)
-}
-
 async fn error_text(body: Incoming) -> Vec<u8> {
     let mut text = Vec::new();
     let mut body = std::pin::pin!(body);
@@ -221,7 +210,8 @@ async fn error_text(body: Incoming) -> Vec<u8> {
     text
 }
 
-async fn connect(origin: &str, tls: &Arc<ClientConfig>) -> Result<Box<dyn Stream>, Failure> {
+async fn connect(route: &Route) -> Result<Box<dyn Stream>, Failure> {
+    let origin = &route.origin;
     let bad = || {
         let message = format!("the data endpoint {origin:?} is no http or https address");
         Failure::new(FailureKind::WrongEndpoint, message)
@@ -238,18 +228,20 @@ async fn connect(origin: &str, tls: &Arc<ClientConfig>) -> Result<Box<dyn Stream
         _ => return Err(bad()),
     };
     let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
-    let tcp = tcp(host, port).await?;
+    let tcp = tcp(host, port, route.patience).await?;
     if !secure {
         return Ok(Box::new(tcp));
     }
     let name = ServerName::try_from(host.to_owned()).map_err(|_| bad())?;
-    let stream = TlsConnector::from(Arc::clone(tls)).connect(name, tcp).await;
+    let stream = TlsConnector::from(Arc::clone(&route.tls))
+        .connect(name, tcp)
+        .await;
     stream
         .map(|stream| Box::new(stream) as Box<dyn Stream>)
         .map_err(|error| tls_failure(host, &error))
 }
 
-async fn tcp(host: &str, port: u16) -> Result<TcpStream, Failure> {
+async fn tcp(host: &str, port: u16, patience: Duration) -> Result<TcpStream, Failure> {
     let network = |what: &str, error: &io::Error| {
         Failure::new(
             FailureKind::Network,
@@ -263,7 +255,8 @@ async fn tcp(host: &str, port: u16) -> Result<TcpStream, Failure> {
     for address in addresses {
         match TcpStream::connect(address).await {
             Ok(stream) => {
-                tune(&stream).map_err(|error| network("cannot set up the socket to", &error))?;
+                tune(&stream, patience)
+                    .map_err(|error| network("cannot set up the socket to", &error))?;
                 return Ok(stream);
             }
             Err(error) => last = error,
@@ -272,12 +265,12 @@ async fn tcp(host: &str, port: u16) -> Result<TcpStream, Failure> {
     Err(network("cannot connect to", &last))
 }
 
-fn tune(stream: &TcpStream) -> io::Result<()> {
+fn tune(stream: &TcpStream, patience: Duration) -> io::Result<()> {
     // A frame goes out when it is there.
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
     socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
-    socket.set_tcp_user_timeout(Some(TCP_USER_TIMEOUT))
+    socket.set_tcp_user_timeout(Some(patience))
 }
 
 fn tls_failure(host: &str, error: &io::Error) -> Failure {

@@ -21,11 +21,11 @@ pub(super) fn size8(size: u64) -> [u8; 8] {
 /// Appends a size in as few bytes as hold it; all bits set is reserved for "unknown" (RFC 8794 section 6).
 pub(super) fn size_shortest(out: &mut Vec<u8>, size: usize) {
     let size = size as u64;
-    let width = (1..8)
+    let width = (1..8_usize)
         .find(|width| size < (1 << (7 * width)) - 1)
         .unwrap_or(8);
     let marked = size | 1 << (7 * width);
-    out.extend_from_slice(&marked.to_be_bytes()[8 - width as usize..]);
+    out.extend_from_slice(&marked.to_be_bytes()[8 - width..]);
 }
 
 /// Appends an element with its size in as few bytes as hold it.

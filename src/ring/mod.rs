@@ -39,6 +39,9 @@ const MAX_FRAGMENT_BYTES: usize = 49_000_000;
 /// one for every 512 bytes. In 2 MiB that is 4096 frames, 2 min 44 s at 25/s.
 const BYTES_PER_INDEXED_FRAME: usize = 512;
 
+/// A wall clock that is off by less is not worth a step in the media's times.
+const ANCHOR_TOLERANCE_MS: u64 = 20;
+
 /// Counts fragments from program start; never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FragmentId(pub u64);
@@ -558,10 +561,10 @@ impl Ring {
                     .back()
                     .is_none_or(|block| pool::room(&block.memory) == 0)
                 {
-                    if let Some(full) = fragment.blocks.back_mut() {
-                        if !full.memory.is_empty() {
-                            fragment.parts.push(pool::cut(&mut full.memory));
-                        }
+                    if let Some(full) = fragment.blocks.back_mut()
+                        && !full.memory.is_empty()
+                    {
+                        fragment.parts.push(pool::cut(&mut full.memory));
                     }
                     fragment.blocks.push_back(Block {
                         memory: self.pool.take(),
@@ -618,8 +621,8 @@ impl Ring {
                 WhenFull::Drop => {
                     self.release_unconfirmed() || self.evict_oldest() || self.release_sent()
                 }
-                // Waiting helps unless the fragment being sent is the one being written: it is larger than the ring.
-                WhenFull::Wait => self.sends_what_is_written() && self.release_sent(),
+                // Waiting helps unless the fragment being written has the ring to itself: it is larger than the ring.
+                WhenFull::Wait => self.writes_all_that_is_held() && self.release_sent(),
             };
             if !freed {
                 return false;
@@ -683,11 +686,8 @@ impl Ring {
         freed
     }
 
-    fn sends_what_is_written(&self) -> bool {
-        self.cursor.begun.is_some()
-            && self
-                .writing()
-                .is_some_and(|fragment| fragment.id == self.cursor.fragment)
+    fn writes_all_that_is_held(&self) -> bool {
+        self.fragments.len() == 1 && self.writing().is_some()
     }
 
     fn index_of(&self, id: FragmentId) -> Option<usize> {
@@ -730,9 +730,13 @@ impl Ring {
     // ---- the reader's side ----
 
     /// Wall clock less media clock in ms, from now on: what a fragment sent for the first time is named by. Where that
-    /// would lead back behind a time already sent, the old naming goes on.
+    /// would lead back behind a time already sent, the old naming goes on; and so it does where the two differ by no more
+    /// than reading two clocks one after the other is inexact, so that the frames keep their spacing.
     pub fn set_anchor(&mut self, anchor_ms: i64) {
-        self.anchor_ms = anchor_ms;
+        if self.last_timecode.is_none() || anchor_ms.abs_diff(self.anchor_ms) > ANCHOR_TOLERANCE_MS
+        {
+            self.anchor_ms = anchor_ms;
+        }
     }
 
     /// What stands at the cursor.

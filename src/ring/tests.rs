@@ -45,9 +45,10 @@ impl Camera {
     }
 }
 
+/// Bytes that tell frames apart.
 fn payload(seed: u64, len: usize) -> Vec<u8> {
-    (0..len)
-        .map(|index| (seed as usize * 31 + index * 7) as u8)
+    (0..len as u64)
+        .map(|index| (seed * 31 + index * 7).to_le_bytes()[0])
         .collect()
 }
 
@@ -63,7 +64,7 @@ fn send(ring: &mut Ring, connection: ConnectionId) -> (Vec<u64>, Vec<u8>) {
                 let mut parts = VecDeque::new();
                 let frame = ring.take_frame(&mut parts).expect("peeked");
                 assert_eq!(frame.len, parts.iter().map(Bytes::len).sum::<usize>());
-                parts.iter().for_each(|part| bytes.extend_from_slice(part));
+                bytes.extend(parts.iter().flatten());
             }
             Peek::FragmentEnd => {
                 ring.finish().expect("peeked");
@@ -250,6 +251,29 @@ fn a_writer_that_can_wait_loses_nothing_and_is_let_through_when_only_that_helps(
 }
 
 #[test]
+fn a_writer_that_can_wait_does_so_while_an_older_fragment_may_be_confirmed() {
+    let (mut ring, camera) = (ring(8), Camera { track: track(0) });
+    ring.set_anchor(0);
+    camera.push_as(&mut ring, 0, true, 3 * BLOCK, WhenFull::Wait);
+    let mut times = (1000..).step_by(40).take(8);
+    let full = times.find(|&at| {
+        let push = camera.push_as(&mut ring, at, at == 1000, BLOCK, WhenFull::Wait);
+        send(&mut ring, C0);
+        push == Push::Full
+    });
+    let at = full.expect("more than 8 blocks");
+    // Both can still be sent again; and room comes with the first one's confirmation.
+    assert_eq!(ring.rewind(C0), 2);
+    assert_eq!(ring.counts().dropped_in_all().frames, 0);
+    send(&mut ring, C1);
+    ring.confirm(Timecode(0)).expect("sent whole");
+    assert!(matches!(
+        camera.push_as(&mut ring, at, false, BLOCK, WhenFull::Wait),
+        Push::Stored(_)
+    ));
+}
+
+#[test]
 fn a_frame_larger_than_the_ring_is_dropped_with_what_depends_on_it() {
     let (mut ring, camera) = (ring(4), Camera { track: track(0) });
     camera.push(&mut ring, 0, true, 10);
@@ -331,6 +355,29 @@ fn a_wall_clock_that_steps_back_does_not_lead_back() {
     ring.finish();
     ring.set_anchor(400_000);
     assert_eq!(send(&mut ring, C0).0, [1_000_001]);
+}
+
+#[test]
+fn clocks_that_are_read_a_little_apart_do_not_change_the_spacing() {
+    let (mut ring, camera) = (ring(64), Camera { track: track(0) });
+    ring.set_anchor(1_000_000);
+    for at in [0, 1000, 2000] {
+        camera.push(&mut ring, at, true, 50);
+    }
+    ring.close();
+    for (anchor, expected) in [
+        (1_000_000, 1_000_000),
+        (1_000_020, 1_001_000),
+        (1_000_021, 1_002_021),
+    ] {
+        ring.set_anchor(anchor);
+        assert_eq!(
+            ring.begin(C0).map(|(_, timecode)| timecode.0),
+            Some(expected)
+        );
+        ring.take_frame(&mut VecDeque::new());
+        ring.finish();
+    }
 }
 
 #[test]

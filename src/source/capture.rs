@@ -1,5 +1,6 @@
 //! The capture loop: frames from a source into the ring. Runs on a thread of its own, because cameras block.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use tracing::{debug, info, warn};
@@ -14,9 +15,8 @@ use crate::ring::shared::Writer;
 use crate::ring::{DropReason, NewFrame, Push, WhenFull};
 use crate::shutdown::Shutdown;
 
-/// How long a source may be silent before the fragment it is in is closed: the service ends a connection that has been
-/// idle for 30 s and loses a fragment that was not closed.
-const SILENCE: Duration = Duration::from_secs(20);
+/// [`Policy::silence`] for the real service.
+pub const SILENCE: Duration = Duration::from_secs(20);
 
 /// After how long without a decodable key frame somebody is told.
 const KEY_FRAME_PATIENCE: Duration = Duration::from_secs(10);
@@ -38,6 +38,9 @@ pub enum End {
 pub struct Policy {
     /// When the ring is full; else the source's kind decides: a live one drops, any other waits.
     pub when_full: Option<WhenFull>,
+    /// How long a source may be silent before the fragment it is in is closed: the service ends a connection that has been
+    /// idle for 30 s and loses a fragment that was not closed.
+    pub silence: Duration,
     /// Whether a source that fails is opened again: a camera is, a file is not.
     pub reopen: bool,
 }
@@ -78,6 +81,14 @@ struct Capture<O> {
     episode: Option<(DropReason, u64)>,
 }
 
+/// A panic while reading; the log has its words.
+fn fault(source: &dyn Source) -> Error {
+    Error::Unusable {
+        place: source.describe(),
+        reason: "reading it hit a fault of this program; please report it".into(),
+    }
+}
+
 /// How one opening of the source ended.
 enum Ended {
     For(End),
@@ -97,7 +108,11 @@ impl<O: FnMut() -> Result<Box<dyn Source>, Error>> Capture<O> {
             };
             self.when_full = self.policy.when_full.unwrap_or(by_kind);
             let before = self.clock.now();
-            let error = match self.read_all(source.as_mut(), shutdown) {
+            // A fault in reading one camera's data must not take the ring, and what is in it, along.
+            let read = AssertUnwindSafe(|| self.read_all(source.as_mut(), shutdown));
+            let error = match catch_unwind(read)
+                .unwrap_or_else(|_| Ended::Source(fault(source.as_ref())))
+            {
                 Ended::For(end) => return Ok(end),
                 Ended::Source(error) if !self.policy.reopen => return Err(error),
                 Ended::Source(error) => error,
@@ -149,10 +164,10 @@ impl<O: FnMut() -> Result<Box<dyn Source>, Error>> Capture<O> {
                 Err(error) => return Ended::Source(error),
             }
             let now = self.clock.now();
-            if !silent && now - last_packet > SILENCE {
+            if !silent && now - last_packet > self.policy.silence {
                 silent = true;
                 warn!(
-                    silent_for_s = SILENCE.as_secs(),
+                    silent_for_s = self.policy.silence.as_secs(),
                     "no frame comes from {}",
                     source.describe()
                 );
@@ -219,7 +234,7 @@ impl<O: FnMut() -> Result<Box<dyn Source>, Error>> Capture<O> {
     fn dropped(&mut self, reason: codec::DropReason, bytes: usize) {
         match reason {
             codec::DropReason::NoStartCode => {
-                debug!(bytes, "bytes without a start code are skipped")
+                debug!(bytes, "bytes without a start code are skipped");
             }
             codec::DropReason::TooLarge => {
                 let reason = DropReason::FrameTooLarge;

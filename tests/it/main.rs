@@ -1,1 +1,13 @@
-//! Behaviour tests.
+//! Behaviour over real sockets: the producer against the local endpoint.
+
+mod aws_client;
+mod camera_trouble;
+mod clock;
+mod ending;
+mod happy_path;
+mod media;
+mod reconnect;
+mod rig;
+mod rotation;
+mod support;
+mod tls;

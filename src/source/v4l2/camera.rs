@@ -370,6 +370,7 @@ mod tests {
     use std::num::NonZeroU32;
 
     use rustix::io::Errno;
+    use v4l::capability::Flags;
     use v4l::v4l_sys::{
         V4L2_BUF_FLAG_ERROR as DAMAGED, V4L2_BUF_FLAG_TIMESTAMP_COPY as COPIED,
         V4L2_BUF_FLAG_TIMESTAMP_MONOTONIC as MONOTONIC,
@@ -417,7 +418,7 @@ mod tests {
                 Some((packet.data.len(), packet.data[0], packet.discontinuity))
             }
             Read::Nothing => None,
-            Read::End => panic!("a camera does not end"),
+            other @ (Read::Dropped { .. } | Read::End) => panic!("no camera says {other:?}"),
         }
     }
 
@@ -667,6 +668,10 @@ mod tests {
             said.contains("neither H.264 nor H.265, it offers YUYV, MJPG; "),
             "{said}"
         );
+
+        let mut metadata = Fake::default();
+        metadata.flags = Flags::META_CAPTURE | Flags::STREAMING;
+        assert!(refusal(metadata, &options).contains("node of Fake Camera for metadata"));
 
         let mut stubborn = Fake::default();
         stubborn.picture.get_mut().fourcc = FourCC::new(b"YUYV");

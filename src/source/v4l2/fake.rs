@@ -46,6 +46,8 @@ pub(super) enum Step {
 pub(super) struct Fake {
     /// At most 32 bytes.
     pub(super) card: Vec<u8>,
+    /// What the node can do; the device it belongs to can do all that cameras do.
+    pub(super) flags: Flags,
     pub(super) formats: Vec<[u8; 4]>,
     pub(super) picture: Cell<Picture>,
     /// Whether S_FMT does what it is told.
@@ -65,6 +67,7 @@ impl Default for Fake {
     fn default() -> Self {
         Self {
             card: b"Fake Camera".to_vec(),
+            flags: Flags::VIDEO_CAPTURE | Flags::STREAMING,
             formats: vec![*b"YUYV", *b"HEVC", *b"H264"],
             picture: Cell::new(Picture {
                 fourcc: FourCC::new(b"YUYV"),
@@ -147,12 +150,11 @@ impl Fake {
         }
         match call.number() {
             number::QUERYCAP => {
-                let flags = Flags::VIDEO_CAPTURE | Flags::STREAMING;
                 call.put(offset_of!(v4l2_capability, card), &self.card);
-                // The device can do more than the node.
-                let device = V4L2_CAP_DEVICE_CAPS | Flags::META_CAPTURE.bits() | flags.bits();
+                let device = Flags::VIDEO_CAPTURE | Flags::META_CAPTURE | Flags::STREAMING;
+                let device = device.bits() | V4L2_CAP_DEVICE_CAPS;
                 call.put_u32(offset_of!(v4l2_capability, capabilities), device);
-                call.put_u32(offset_of!(v4l2_capability, device_caps), flags.bits());
+                call.put_u32(offset_of!(v4l2_capability, device_caps), self.flags.bits());
             }
             number::ENUM_FMT => {
                 let index = call.u32(offset_of!(v4l2_fmtdesc, index)) as usize;

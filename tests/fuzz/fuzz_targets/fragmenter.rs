@@ -40,16 +40,28 @@ fuzz_target!(|input: (i64, Vec<Frame>)| {
             discontinuity: false,
             track: frame.key.then_some(&track),
         };
-        writer.push(new, vec![0xAB; usize::from(frame.len)].as_slice(), WhenFull::Drop, &shutdown);
+        writer.push(
+            new,
+            vec![0xAB; usize::from(frame.len)].as_slice(),
+            WhenFull::Drop,
+            &shutdown,
+        );
     }
     drop(writer);
     let (events, _received) = tokio::sync::mpsc::unbounded_channel();
-    let mut body = Box::pin(UploadBody::new(ConnectionId(0), reader, Handle::default(), events));
+    let mut body = Box::pin(UploadBody::new(
+        ConnectionId(0),
+        reader,
+        Handle::default(),
+        events,
+    ));
     let mut context = Context::from_waker(Waker::noop());
     let mut bytes = Vec::new();
     loop {
         match body.as_mut().poll_frame(&mut context) {
-            Poll::Ready(Some(Ok(frame))) => bytes.extend_from_slice(&frame.into_data().expect("data")),
+            Poll::Ready(Some(Ok(frame))) => {
+                bytes.extend_from_slice(&frame.into_data().expect("data"))
+            }
             Poll::Ready(None) => break,
             Poll::Ready(Some(Err(never))) => match never {},
             Poll::Pending => panic!("a closed ring leaves nothing to wait for"),
@@ -60,7 +72,12 @@ fuzz_target!(|input: (i64, Vec<Frame>)| {
 
 /// Times rise from block to block, and a cluster starts with a key frame.
 fn check(mut bytes: &[u8]) {
-    let Some(first) = bytes.windows(4).position(|id| id == [0x1F, 0x43, 0xB6, 0x75]) else { return };
+    let Some(first) = bytes
+        .windows(4)
+        .position(|id| id == [0x1F, 0x43, 0xB6, 0x75])
+    else {
+        return;
+    };
     bytes = &bytes[first..];
     let mut cluster = 0;
     let mut last = None;
@@ -71,16 +88,23 @@ fn check(mut bytes: &[u8]) {
             starts = true;
             bytes = &bytes[18..];
         } else if bytes[0] == 0xA3 {
-            let size = u64::from_be_bytes(bytes[1..9].try_into().expect("eight bytes")) & !(0xFF << 56);
+            let size =
+                u64::from_be_bytes(bytes[1..9].try_into().expect("eight bytes")) & !(0xFF << 56);
             let offset = i16::from_be_bytes(bytes[10..12].try_into().expect("two bytes"));
             let time = cluster + u64::try_from(offset).expect("never before the cluster");
             assert!(last.is_none_or(|last| time > last), "{time} after {last:?}");
-            assert!(!starts || bytes[12] == 0x80, "a cluster starts with a key frame");
+            assert!(
+                !starts || bytes[12] == 0x80,
+                "a cluster starts with a key frame"
+            );
             last = Some(time);
             starts = false;
             bytes = &bytes[9 + usize::try_from(size).expect("a frame")..];
         } else {
-            assert!(bytes.starts_with(&[0x12, 0x54, 0xC3, 0x67]), "the end tag, and nothing else");
+            assert!(
+                bytes.starts_with(&[0x12, 0x54, 0xC3, 0x67]),
+                "the end tag, and nothing else"
+            );
             return;
         }
     }

@@ -13,7 +13,14 @@ use libfuzzer_sys::fuzz_target;
 
 #[derive(Debug, Arbitrary)]
 enum Op {
-    Push { at: u32, len: u16, key: bool, gap: bool, track: bool, wait: bool },
+    Push {
+        at: u32,
+        len: u16,
+        key: bool,
+        gap: bool,
+        track: bool,
+        wait: bool,
+    },
     Send(u8),
     Confirm(u8),
     Refuse(u8),
@@ -28,7 +35,11 @@ const BUDGET_BYTES: usize = 512 * 1024;
 fuzz_target!(|ops: Vec<Op>| {
     let tracks = [0, 1].map(|kind| {
         let codec_private = Bytes::from(vec![kind]);
-        Arc::new(TrackInfo { codec: Codec::H264, codec_private, dimensions: None })
+        Arc::new(TrackInfo {
+            codec: Codec::H264,
+            codec_private,
+            dimensions: None,
+        })
     });
     let mut ring = Ring::new(BUDGET_BYTES);
     let mut connection = ConnectionId(0);
@@ -38,9 +49,21 @@ fuzz_target!(|ops: Vec<Op>| {
     let mut pushed = 0;
     for op in ops {
         match op {
-            Op::Push { at, len, key, gap, track, wait } => {
+            Op::Push {
+                at,
+                len,
+                key,
+                gap,
+                track,
+                wait,
+            } => {
                 let track = key.then_some(&tracks[usize::from(track)]);
-                let frame = NewFrame { at: MediaTime(at.into()), key, discontinuity: gap, track };
+                let frame = NewFrame {
+                    at: MediaTime(at.into()),
+                    key,
+                    discontinuity: gap,
+                    track,
+                };
                 let when_full = if wait { WhenFull::Wait } else { WhenFull::Drop };
                 // Large frames fill the ring within a few operations.
                 let pushes = ring.push(frame, vec![7; usize::from(len) * 8].as_slice(), when_full);
@@ -64,8 +87,11 @@ fuzz_target!(|ops: Vec<Op>| {
                             let mut parts = VecDeque::new();
                             let frame = ring.take_frame(&mut parts).expect("peeked");
                             assert_eq!(frame.len, parts.iter().map(Bytes::len).sum::<usize>());
-                            let time = Timecode(begun.expect("begun").0 + u64::from(frame.offset_ms));
-                            assert!(last_time.is_none_or(|last| time > last || frame.offset_ms == 0));
+                            let time =
+                                Timecode(begun.expect("begun").0 + u64::from(frame.offset_ms));
+                            assert!(
+                                last_time.is_none_or(|last| time > last || frame.offset_ms == 0)
+                            );
                             last_time = last_time.max(Some(time));
                         }
                         Peek::FragmentEnd => assert!(ring.finish().is_some()),
@@ -96,5 +122,8 @@ fuzz_target!(|ops: Vec<Op>| {
     ring.abandon();
     let counts = ring.counts();
     assert_eq!(counts.captured.frames, pushed);
-    assert_eq!(counts.captured.frames, counts.persisted.frames + counts.dropped_in_all().frames);
+    assert_eq!(
+        counts.captured.frames,
+        counts.persisted.frames + counts.dropped_in_all().frames
+    );
 });

@@ -1,0 +1,286 @@
+//! The camera source on real V4L2 drivers. `tests/camera/run` boots a machine that has them and runs this there;
+//! anywhere else these tests say so and pass.
+//!
+//! The camera is a v4l2loopback device: each test feeds it a clip, and what comes out must be the same bytes.
+
+use std::env;
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use kvs_producer_app::clock::Clock;
+use kvs_producer_app::frame::Codec;
+use kvs_producer_app::source::v4l2::{Losses, Options, V4l2};
+use kvs_producer_app::source::{Read, Source};
+use v4l::video::Output;
+use v4l::video::output::Parameters;
+use v4l::{Device, Format, FourCC};
+
+const FPS: u32 = 30;
+
+/// The variable's path. `None`, with a word to whoever reads the output, when it is not set.
+fn given(variable: &str) -> Option<PathBuf> {
+    let path = env::var_os(variable).map(PathBuf::from);
+    if path.is_none() {
+        println!(
+            "skipped: there is no {variable}; tests/camera/run runs this on an emulated machine with cameras"
+        );
+    }
+    path
+}
+
+/// The access units of an Annex B stream in which each begins with a delimiter.
+fn access_units(stream: &[u8], delimiter: &[u8]) -> Vec<Vec<u8>> {
+    let starts: Vec<usize> = (0..stream.len())
+        .filter(|at| stream[*at..].starts_with(delimiter))
+        .collect();
+    let ends = starts.iter().copied().skip(1).chain([stream.len()]);
+    starts
+        .iter()
+        .zip(ends)
+        .map(|(start, end)| stream[*start..end].to_vec())
+        .collect()
+}
+
+fn clip(codec: Codec) -> Vec<Vec<u8>> {
+    let directory = given("KVS_TEST_CLIPS").expect("the machine with the camera has the clips");
+    let (name, delimiter): (_, &[u8]) = match codec {
+        Codec::H264 => ("clip.h264", &[0, 0, 0, 1, 9]),
+        Codec::H265 => ("clip.h265", &[0, 0, 0, 1, 0x46, 1]),
+    };
+    let units = access_units(&fs::read(directory.join(name)).unwrap(), delimiter);
+    assert!(
+        units.len() >= 100,
+        "{name} has {} access units",
+        units.len()
+    );
+    units
+}
+
+/// Makes the loopback device a camera of this format, for as long as the value lives. It is one from the first frame on.
+fn feeder(path: &Path, codec: Codec, first: &[u8]) -> Device {
+    let fourcc = FourCC::new(match codec {
+        Codec::H264 => b"H264",
+        Codec::H265 => b"HEVC",
+    });
+    let mut device = Device::with_path(path).unwrap();
+    let format = Output::set_format(&device, &Format::new(640, 480, fourcc)).unwrap();
+    assert_eq!(
+        format.fourcc, fourcc,
+        "the loopback device keeps its old format"
+    );
+    Output::set_params(&device, &Parameters::with_fps(FPS)).unwrap();
+    device.write_all(first).unwrap();
+    let name = path.file_name().unwrap().to_str().unwrap();
+    let state = format!("/sys/devices/virtual/video4linux/{name}/state");
+    for _ in 0..100 {
+        if fs::read_to_string(&state).unwrap().trim() == "capture" {
+            return device;
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    panic!("{name} did not become a camera");
+}
+
+/// Plays the clip into the device, its first frame again and again until `watched`.
+fn feed(device: &mut Device, clip: &[Vec<u8>], watched: &AtomicBool) {
+    let mut write = |unit: &[u8]| {
+        assert_eq!(
+            device.write(unit).unwrap(),
+            unit.len(),
+            "longer than the device's buffers"
+        );
+        thread::sleep(Duration::from_secs(1) / FPS);
+    };
+    // Bounded, so that a camera that does not start fails the test and does not hang it.
+    for _ in 0..FPS * 20 {
+        if watched.load(Ordering::Relaxed) {
+            break;
+        }
+        write(&clip[0]);
+    }
+    for unit in &clip[1..] {
+        write(unit);
+    }
+}
+
+/// What the camera delivers up to a frame that equals `last`; the repeated first frame only once.
+fn record(camera: &mut V4l2, first: &[u8], last: &[u8], watched: &AtomicBool) -> Vec<Vec<u8>> {
+    let clock = Clock;
+    let mut frames: Vec<Vec<u8>> = Vec::new();
+    let mut before = Duration::ZERO;
+    let mut silence = 0;
+    while frames.last().is_none_or(|frame| frame != last) {
+        let Read::Packet(packet) = camera.read().unwrap() else {
+            silence += 1;
+            assert!(
+                silence < 50,
+                "the camera fell silent after {} frames",
+                frames.len()
+            );
+            continue;
+        };
+        silence = 0;
+        watched.store(true, Ordering::Relaxed);
+        assert!(
+            packet.at > before,
+            "time went from {before:?} to {:?}",
+            packet.at
+        );
+        assert!(packet.at <= clock.monotonic());
+        assert!(!packet.discontinuity, "a gap before frame {}", frames.len());
+        before = packet.at;
+        if frames.len() != 1 || packet.data != first {
+            frames.push(packet.data.to_vec());
+        }
+    }
+    frames
+}
+
+/// Every frame that goes in comes out, once, in order, the same bytes.
+fn play_through(codec: Codec, options: &Options, description: &str) {
+    let Some(path) = given("KVS_TEST_CAMERA") else {
+        return;
+    };
+    let clip = clip(codec);
+    let mut device = feeder(&path, codec, &clip[0]);
+    let watched = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| feed(&mut device, &clip, &watched));
+        let mut camera = V4l2::open(&path, options, Clock).unwrap();
+        assert_eq!(
+            camera.describe(),
+            format!("{} (cam0): {description}", path.display())
+        );
+        let frames = record(&mut camera, &clip[0], &clip[clip.len() - 1], &watched);
+        assert_eq!(frames.len(), clip.len());
+        let changed = frames
+            .iter()
+            .zip(&clip)
+            .position(|(frame, unit)| frame != unit);
+        assert_eq!(
+            changed.map(|n| (n, frames[n].len(), clip[n].len())),
+            None,
+            "frame, its length, the clip's"
+        );
+        let Losses {
+            dropped_by_driver,
+            damaged,
+            ..
+        } = camera.losses();
+        assert_eq!((dropped_by_driver, damaged), (0, 0));
+    });
+}
+
+#[test]
+fn h264_comes_through_byte_for_byte() {
+    play_through(Codec::H264, &Options::default(), "H.264 640x480 at 30/1");
+}
+
+#[test]
+fn h265_comes_through_byte_for_byte() {
+    let options = Options {
+        codec: Some(Codec::H265),
+        fps: None,
+    };
+    play_through(Codec::H265, &options, "H.265 640x480 at 30/1");
+}
+
+/// What `V4l2::open` says to this path.
+fn refusal(path: &Path) -> String {
+    match V4l2::open(path, &Options::default(), Clock) {
+        Ok(camera) => panic!("opened: {}", camera.describe()),
+        Err(error) => kvs_producer_app::chain(&error).to_string(),
+    }
+}
+
+#[test]
+fn a_camera_without_encoder_is_refused_with_what_it_offers() {
+    let Some(path) = given("KVS_TEST_RAW_CAMERA") else {
+        return;
+    };
+    let said = refusal(&path);
+    assert!(
+        said.contains("neither H.264 nor H.265, it offers ") && said.contains("YUYV"),
+        "{said}"
+    );
+    assert!(said.contains("ffmpeg -f v4l2 -i "), "{said}");
+}
+
+#[test]
+fn a_camera_in_use_is_refused() {
+    let Some(path) = given("KVS_TEST_CAMERA") else {
+        return;
+    };
+    let _device = feeder(&path, Codec::H264, &clip(Codec::H264)[0]);
+    let first = V4l2::open(&path, &Options::default(), Clock).unwrap();
+    let said = refusal(&path);
+    assert!(said.contains("busy: "), "{said}");
+    drop(first);
+    V4l2::open(&path, &Options::default(), Clock).unwrap();
+}
+
+#[test]
+fn a_loopback_device_that_nobody_feeds_is_refused() {
+    let Some(path) = given("KVS_TEST_CAMERA") else {
+        return;
+    };
+    let said = refusal(&path);
+    assert!(said.contains("start first what feeds it"), "{said}");
+}
+
+#[test]
+fn an_absent_node_is_refused_with_those_that_are_there() {
+    let Some(path) = given("KVS_TEST_CAMERA") else {
+        return;
+    };
+    let said = refusal(Path::new("/dev/video99"));
+    assert!(
+        said.contains("there is no such device; this machine has "),
+        "{said}"
+    );
+    assert!(said.contains(path.to_str().unwrap()), "{said}");
+}
+
+#[test]
+fn a_forbidden_camera_is_refused_with_the_group_that_may() {
+    /// Set in the process that is nobody.
+    const NOBODY: &str = "KVS_TEST_NOBODY";
+    let Some(path) = given("KVS_TEST_CAMERA") else {
+        return;
+    };
+    if env::var_os(NOBODY).is_some() {
+        let said = refusal(&path);
+        assert!(
+            said.contains("not permitted: ") && said.contains("`usermod -aG video nobody`"),
+            "{said}"
+        );
+        return;
+    }
+    // The same test once more, as nobody.
+    let status = Command::new(env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "a_forbidden_camera_is_refused_with_the_group_that_may",
+        ])
+        .env(NOBODY, "1")
+        .uid(65534)
+        .gid(65534)
+        .status()
+        .unwrap();
+    assert!(status.success());
+}
+
+#[test]
+fn a_device_that_is_no_camera_is_refused() {
+    let said = refusal(Path::new("/dev/null"));
+    assert!(
+        said.starts_with("/dev/null: not a video device; "),
+        "{said}"
+    );
+}
