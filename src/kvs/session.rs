@@ -310,7 +310,8 @@ pub struct Session {
     settings: Settings,
     credentials: Option<Granted>,
     stream: Stream,
-    retains: bool,
+    /// Whether fragments are ever PERSISTED; `None` while nobody could say, which counts as yes.
+    retains: Option<bool>,
     tagged: bool,
     endpoint: Option<(String, Instant)>,
     call: Option<Call>,
@@ -336,7 +337,7 @@ impl Session {
             settings,
             credentials: None,
             stream: Stream::Unknown,
-            retains: true,
+            retains: None,
             tagged: false,
             endpoint: None,
             call: None,
@@ -417,14 +418,15 @@ impl Session {
             _ => None,
         };
         let carrier = self.carrier();
-        let rotate = carrier
-            .filter(|carrier| carrier.phase == Phase::Streaming && !carrier.finishing)
-            .map(|carrier| carrier.rotate_at);
-        let next_step = match (look.into_iter().chain(rotate).min(), self.wait) {
-            (Some(next), Some(wait)) => Some(next.max(wait)),
-            (next, wait) => next.or(wait),
-        }
-        .filter(|_| free);
+        let next_step = match carrier {
+            None => look,
+            // Its head's answer, or the end of its body, brings the next event.
+            Some(carrier) if carrier.phase == Phase::Head || carrier.finishing => None,
+            // What is created anew waits for media, which the carrier's own deadlines look for.
+            Some(_) if self.stream == Stream::Missing => None,
+            Some(carrier) => look.max(Some(carrier.rotate_at)),
+        };
+        let next_step = next_step.max(self.wait).filter(|_| free);
         // Nobody tells when a write begins to stand still: it is looked for.
         let flow = carrier
             .and(self.flow.looked)
@@ -484,6 +486,11 @@ impl Session {
         }
         self.call = None;
         match reply {
+            Ok(Reply::Credentials(Some(until))) if until <= now.at => {
+                let message =
+                    "the credentials had expired when they came: is this machine's clock right?";
+                self.fail(Failure::new(FailureKind::NoCredentials, message), now);
+            }
             Ok(Reply::Credentials(until)) => {
                 self.credentials = Some(Granted {
                     since: now.at,
@@ -495,7 +502,7 @@ impl Session {
                 deleting,
                 retention_hours,
             }) => {
-                self.retains = retention_hours > 0;
+                self.retains = Some(retention_hours > 0);
                 if deleting {
                     let message = "the stream is being deleted: wait until it is gone, or stream to another name";
                     self.fail(Failure::new(FailureKind::NotActive, message), now);
@@ -528,6 +535,7 @@ impl Session {
             // GetDataEndpoint and PutMedia are all that ingest needs.
             (Call::Describe, FailureKind::NotPermitted) => {
                 self.stream = Stream::Active;
+                self.retains = None;
                 self.note(Note::DescribeNotPermitted);
             }
             (Call::Create, FailureKind::NotActive) => self.stream = Stream::Unknown,
@@ -614,7 +622,7 @@ impl Session {
     }
 
     fn acknowledged(&mut self, id: ConnectionId, ack: Ack, now: Now) {
-        let retains = self.retains;
+        let retains = self.retains.unwrap_or(true);
         let Some(connection) = self.connection(id) else {
             return;
         };
@@ -710,7 +718,8 @@ impl Session {
         if kind.wants_endpoint() {
             self.endpoint = None;
         }
-        if kind.wants_describe() {
+        // As long as nobody could say what is retained, waiting for PERSISTED may be what fails.
+        if kind.wants_describe() || (self.stream == Stream::Active && self.retains.is_none()) {
             self.stream = Stream::Unknown;
         }
         if kind.wants_credentials() {
@@ -895,10 +904,12 @@ impl Session {
     /// Whether a connection may be opened with these credentials.
     fn is_good(&self, granted: Granted, now: Now) -> bool {
         let fresh = now.at < granted.since + LEAST_CREDENTIAL_USE;
-        fresh
-            || granted
-                .until
-                .is_none_or(|until| now.at + self.settings.credential_margin < until)
+        let margin = if fresh {
+            Duration::ZERO
+        } else {
+            self.settings.credential_margin
+        };
+        granted.until.is_none_or(|until| now.at + margin < until)
     }
 
     fn call(&mut self, call: Call) {

@@ -928,9 +928,13 @@ impl Ring {
         self.closed && self.fragments.is_empty()
     }
 
-    /// Whether a frame or the start of a fragment waits to be handed over.
+    /// Whether a frame, or the start or end of a fragment, waits for the reader. The end counts: while the reader has not
+    /// asked for it, the last frame's bytes may still be in its hands.
     pub fn has_unsent(&self) -> bool {
-        matches!(self.peek(), Peek::Frame | Peek::Fragment(_))
+        matches!(
+            self.peek(),
+            Peek::Frame | Peek::Fragment(_) | Peek::FragmentEnd
+        )
     }
 
     /// What became of every frame so far.

@@ -332,6 +332,18 @@ fn a_fragment_is_not_confirmed_before_it_was_sent_whole() {
 }
 
 #[test]
+fn the_end_of_a_fragment_waits_for_the_reader_like_a_frame() {
+    let (mut ring, camera) = (ring(64), Camera { track: track(0) });
+    camera.push(&mut ring, 0, true, 10);
+    ring.close();
+    ring.begin(C0).unwrap();
+    ring.take_frame(&mut VecDeque::new()).unwrap();
+    assert!(ring.has_unsent(), "nobody has asked for the fragment's end");
+    ring.finish().unwrap();
+    assert!(!ring.has_unsent());
+}
+
+#[test]
 fn a_wall_clock_that_steps_back_does_not_lead_back() {
     let (mut ring, camera) = (ring(64), Camera { track: track(0) });
     ring.set_anchor(1_000_000);
