@@ -35,6 +35,9 @@ use crate::status::{Line, Look, Overflow, Turn};
 /// Stack of the capture thread: it parses NAL units and makes system calls, nothing deep.
 const CAPTURE_STACK_BYTES: usize = 128 * 1024;
 
+/// A source that was told to end looks up at least every [`source::POLL`]; one that has not by then hangs.
+const HUNG_AFTER: Duration = Duration::from_secs(2);
+
 /// How often the status line is drawn.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
 
@@ -277,8 +280,10 @@ pub async fn run_from(
         .await?;
 
     log::end_status();
-    ring.with(Ring::abandon);
-    let counts = ring.with(|ring| ring.counts());
+    let counts = ring.with(|ring| {
+        ring.abandon();
+        ring.counts()
+    });
     let failure = match (&failed, &outcome) {
         (Some(error), _) => Some(crate::chain(error).to_string()),
         (None, Outcome::GaveUp(failure)) => Some(failure.message.clone()),
@@ -361,7 +366,10 @@ impl Run {
         tasks: &mut JoinSet<Outcome>,
     ) -> Result<(Outcome, Option<source::Error>), Error> {
         let mut trigger = Some(trigger);
+        let mut signalled = false;
         let mut capturing = true;
+        // Set when the source is told to end: a driver or a dead network file may keep the thread for ever.
+        let mut hung_at = None;
         let mut failed = None;
         let end = tokio::time::sleep(duration.unwrap_or(Duration::MAX));
         tokio::pin!(end);
@@ -374,16 +382,20 @@ impl Run {
             tokio::select! {
                 biased;
                 () = signals.next() => {
-                    if trigger.take().is_some() {
-                        info!("stopping: sending what is left; once more ends at once");
-                    } else {
+                    if signalled {
                         warn!("ending at once");
                         let _ = self.orders.send(Order::Abort);
+                    } else {
+                        signalled = true;
+                        trigger = None;
+                        hung_at.get_or_insert(self.clock.now() + HUNG_AFTER);
+                        info!("stopping: sending what is left; once more ends at once");
                     }
                 }
                 () = &mut end, if trigger.is_some() && duration.is_some() => {
                     info!("the time is over: sending what is left");
                     trigger = None;
+                    hung_at.get_or_insert(self.clock.now() + HUNG_AFTER);
                 }
                 result = &mut capture, if capturing => {
                     capturing = false;
@@ -396,7 +408,7 @@ impl Run {
                     let _ = self.orders.send(Order::Drain(self.clock.now() + self.grace));
                 }
                 Some(outcome) = tasks.join_next() => {
-                    // A panic of control aborts in release builds; in tests it fails them here.
+                    // A panic of control is the one that ends the program: nobody is left to decide.
                     let outcome = outcome.map_err(|error| Error::System {
                         what: "control",
                         source: std::io::Error::other(error),
@@ -405,6 +417,12 @@ impl Run {
                 }
                 _ = ticks.tick() => {
                     let now = self.look();
+                    if capturing && hung_at.is_some_and(|at| now.at >= at) {
+                        hung_at = None;
+                        warn!("the source does not answer: going on without it");
+                        self.ring.with(Ring::close);
+                        let _ = self.orders.send(Order::Drain(now.at + self.grace));
+                    }
                     tell(overflow.look(&now));
                     if watched {
                         log::show_status(&Line::between(self.started, &before, &now).to_string());
@@ -577,7 +595,7 @@ fn exit(report: &Report, failed: Option<&source::Error>, outcome: &Outcome) -> E
         (None, None) if *outcome != Outcome::Done || lost(&[DropReason::NotSentInTime]) => {
             Exit::Unsent
         }
-        (None, None) if counts.persisted.frames == 0 => Exit::NoMedia,
+        (None, None) if counts.sent.frames == 0 => Exit::NoMedia,
         (None, None)
             if lost(&[
                 DropReason::RingFull,

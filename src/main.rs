@@ -117,7 +117,12 @@ fn complaint(summary: &Summary) -> Option<String> {
         return Some(failure.clone());
     }
     let counts = &summary.report.counts;
-    let of = |reason: &DropReason| counts.dropped_for(*reason).frames;
+    let nothing = summary.exit == Exit::NoMedia;
+    // Joining a stream in the middle costs a few frames, and is no complaint where others came.
+    let of = |reason: &DropReason| match reason {
+        DropReason::BeforeKeyFrame if !nothing => 0,
+        reason => counts.dropped_for(*reason).frames,
+    };
     // The reason that cost most.
     let reason = DropReason::ALL.into_iter().max_by_key(of);
     let why = match reason.filter(|reason| of(reason) > 0) {
@@ -128,6 +133,7 @@ fn complaint(summary: &Summary) -> Option<String> {
     match summary.exit {
         Exit::Persisted => None,
         Exit::NoMedia => Some(format!("nothing could be streamed: {why}")),
+        _ if counts.dropped_in_all().frames == 0 => None,
         _ => Some(format!(
             "{} of {} frames were dropped: {why}",
             counts.dropped_in_all().frames,

@@ -507,6 +507,8 @@ fn http_client(
         // A call in 40 minutes needs no connection kept open.
         .pool_max_idle_per_host(1)
         .pool_idle_timeout(Duration::from_secs(10))
+        // PutMedia goes straight to the service; and credentials of this machine are not for a proxy to see.
+        .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
         .build()?;
     let connector = SharedHttpConnector::new(Connector { client, clock });

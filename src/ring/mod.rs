@@ -405,6 +405,9 @@ impl Ring {
         when_full: WhenFull,
     ) -> Push {
         let len = payload.len();
+        if self.closed {
+            return self.refuse(len, DropReason::NotSentInTime);
+        }
         let at = self
             .last_at
             .map_or(frame.at, |last| frame.at.max(MediaTime(last.0 + 1)));

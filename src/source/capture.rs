@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tracing::{debug, info, warn};
 
-use super::timeline::Timeline;
+use super::timeline::{Pace, Timeline};
 use super::{Error, Packet, Read, Source};
 use crate::backoff::Backoff;
 use crate::chain;
@@ -62,7 +62,7 @@ pub fn run(
         policy,
         when_full: WhenFull::Drop,
         clock,
-        timeline: Timeline::default(),
+        timeline: Timeline::new(Pace::Live),
         parser: None,
         episode: None,
     }
@@ -107,6 +107,11 @@ impl<O: FnMut() -> Result<Box<dyn Source>, Error>> Capture<O> {
                 WhenFull::Wait
             };
             self.when_full = self.policy.when_full.unwrap_or(by_kind);
+            self.timeline = Timeline::new(if source.is_live() {
+                Pace::Live
+            } else {
+                Pace::Stored
+            });
             let before = self.clock.now();
             // A fault in reading one camera's data must not take the ring, and what is in it, along.
             let read = AssertUnwindSafe(|| self.read_all(source.as_mut(), shutdown));

@@ -132,6 +132,11 @@ impl Source for FastCamera {
         "a fast camera".into()
     }
 
+    /// Its frames are not of the moment when they come.
+    fn is_live(&self) -> bool {
+        false
+    }
+
     fn read(&mut self) -> Result<Read<'_>, source::Error> {
         if self.next == self.frames {
             return Ok(Read::End);
