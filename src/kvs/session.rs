@@ -1001,3 +1001,6 @@ impl Session {
             .any(|connection| matches!(connection.phase, Phase::Opening | Phase::Ready))
     }
 }
+
+#[cfg(test)]
+mod tests;
