@@ -1020,3 +1020,6 @@ impl Session {
             .any(|connection| matches!(connection.phase, Phase::Opening | Phase::Ready))
     }
 }
+
+#[cfg(test)]
+mod tests;
