@@ -2,7 +2,9 @@
 
 mod clock;
 mod ending;
+mod faults;
 mod happy_path;
+mod proxy;
 mod reconnect;
 mod rig;
 mod rotation;
