@@ -496,9 +496,10 @@ fn http_client(
         .tls_backend_preconfigured(tls.clone())
         .http1_only()
         .connect_timeout(CONNECT_TIMEOUT)
-        // A call in 40 minutes needs no connection kept open.
+        // One call follows the other at the start. A connection that is kept any longer may be dead by the next one, which
+        // would then hang.
         .pool_max_idle_per_host(1)
-        .pool_idle_timeout(Duration::from_secs(10))
+        .pool_idle_timeout(Duration::from_secs(2))
         .redirect(reqwest::redirect::Policy::none())
         .build()?;
     let connector = SharedHttpConnector::new(Connector { client, clock });
