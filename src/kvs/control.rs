@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustls::ClientConfig;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -61,6 +61,8 @@ pub struct Control {
     tasks: JoinSet<()>,
     live: HashMap<ConnectionId, Live>,
     status: watch::Sender<Status>,
+    /// How long a connection may stand still.
+    patience: Duration,
 }
 
 impl Control {
@@ -74,6 +76,7 @@ impl Control {
         codec: Option<Codec>,
     ) -> Self {
         let (sender, events) = mpsc::unbounded_channel();
+        let patience = settings.progress_timeout;
         Self {
             session: Session::new(settings),
             aws,
@@ -86,6 +89,7 @@ impl Control {
             tasks: JoinSet::new(),
             live: HashMap::new(),
             status: watch::channel(Status::default()).0,
+            patience,
         }
     }
 
@@ -162,12 +166,10 @@ impl Control {
 
     fn now(&self) -> Now {
         let (unsent, done) = self.ring.with(|ring| (ring.has_unsent(), ring.is_done()));
-        let current = self.session.current().and_then(|id| self.live.get(&id));
         Now {
             at: self.clock.now(),
             unsent,
             done,
-            taken: current.map_or(0, |live| live.body.taken() as u64),
             jitter: self.clock.jitter(),
         }
     }
@@ -225,6 +227,7 @@ impl Control {
             origin: origin.clone(),
             tls,
             clock: self.aws.clock().clone(),
+            patience: self.patience,
         };
         let abort = self
             .tasks

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -24,7 +24,6 @@ use crate::ring::{ConnectionId, Peek, Ring};
 #[derive(Debug, Clone, Default)]
 pub struct Handle {
     finish: Arc<AtomicBool>,
-    taken: Arc<AtomicUsize>,
 }
 
 impl Handle {
@@ -32,11 +31,6 @@ impl Handle {
     pub fn finish(&self, ring: &Reader) {
         self.finish.store(true, Ordering::Relaxed);
         ring.wake_body();
-    }
-
-    /// Bytes handed over so far. Wraps on 32-bit machines; only good for seeing that it changes.
-    pub fn taken(&self) -> usize {
-        self.taken.load(Ordering::Relaxed)
     }
 }
 
@@ -161,7 +155,6 @@ impl Body for UploadBody {
         let body = &mut *self;
         loop {
             if let Some(bytes) = body.queue.pop_front() {
-                body.handle.taken.fetch_add(bytes.len(), Ordering::Relaxed);
                 return Poll::Ready(Some(Ok(Frame::data(bytes))));
             }
             if body.ended {

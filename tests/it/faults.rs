@@ -276,8 +276,9 @@ async fn a_half_open_connection_is_left_in_time() {
         let (summary, left_after) = tokio::join!(stream(config, camera), fault);
         let summary = summary.expect("a run");
         assert_eq!(summary.exit, Exit::Persisted, "{}", summary.report);
-        // What is written before the link is full is a moment, not seconds.
-        let most = progress + Duration::from_millis(900);
+        // The server's kernel goes on confirming bytes for a while: then it is the next fragment's BUFFERING that misses,
+        // and a fragment begins every 2 s.
+        let most = progress + Duration::from_millis(2_900);
         assert!(left_after < most, "{direction}: left after {left_after:?}");
     }
 }
