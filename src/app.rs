@@ -29,7 +29,7 @@ use crate::source::annexb::{AnnexB, Place};
 use crate::source::capture::{self, Policy};
 use crate::source::v4l2::V4l2;
 use crate::source::{self, Source};
-use crate::status::{Line, Look};
+use crate::status::{Line, Look, Overflow, Overflows};
 
 /// Stack of the capture thread: it parses NAL units and makes system calls, nothing deep.
 const CAPTURE_STACK_BYTES: usize = 128 * 1024;
@@ -363,6 +363,7 @@ impl Run {
         let mut ticks = tokio::time::interval(STATUS_EVERY);
         let mut before = self.look();
         let mut logged = before;
+        let mut overflows = Overflows::default();
         loop {
             tokio::select! {
                 biased;
@@ -398,7 +399,7 @@ impl Run {
                 }
                 _ = ticks.tick() => {
                     let now = self.look();
-                    self.tell_evictions(&before, &now);
+                    tell(overflows.look(&now));
                     if watched {
                         log::show_status(&Line::between(self.started, &before, &now).to_string());
                     } else if now.at - logged.at >= LOG_EVERY {
@@ -424,19 +425,20 @@ impl Run {
             last_persisted: status.last_persisted.map(|(timecode, _)| timecode),
         }
     }
+}
 
-    /// One line when the ring begins to overflow, one when it has stopped.
-    fn tell_evictions(&self, before: &Look, now: &Look) {
-        let _ = self;
-        let evicted = now.counts.fragments_evicted - before.counts.fragments_evicted;
-        let frames = |look: &Look| look.counts.dropped_for(DropReason::RingFull).frames;
-        if evicted > 0 {
+fn tell(overflow: Option<Overflow>) {
+    match overflow {
+        Some(Overflow::Begins) => warn!(
+            "the buffer is full: the oldest fragments are given up; the network does not keep up with the camera"
+        ),
+        Some(Overflow::Ended { fragments, frames }) => {
             warn!(
-                fragments = evicted,
-                frames = frames(now) - frames(before),
-                "the buffer is full: the oldest fragments are given up; the network does not keep up with the camera"
+                fragments,
+                frames, "the network keeps up again; so much was given up"
             );
         }
+        None => {}
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use crate::frame::{MediaTime, Timecode};
-use crate::ring::{Counts, Fill};
+use crate::ring::{Counts, DropReason, Fill};
 
 /// What is looked at.
 #[derive(Debug, Clone, Copy)]
@@ -73,6 +73,59 @@ impl Line {
     }
 }
 
+/// An episode of a ring that is too small begins, or has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Overflow {
+    /// A first fragment was given up.
+    Begins,
+    /// None was given up for [`CALM`].
+    Ended {
+        /// Fragments given up.
+        fragments: u64,
+        /// Frames in them, and single frames.
+        frames: u64,
+    },
+}
+
+/// How long no fragment is given up until an episode counts as over: longer than a fragment may be.
+const CALM: Duration = Duration::from_secs(30);
+
+/// Finds the episodes in a series of looks: one line in the log for each end of one, not for each frame.
+#[derive(Debug, Default)]
+pub struct Overflows {
+    /// Fragments and frames given up by the last look.
+    seen: (u64, u64),
+    /// What was given up before the episode that is on, and when something was last.
+    episode: Option<((u64, u64), Instant)>,
+}
+
+impl Overflows {
+    /// What the next look tells.
+    pub fn look(&mut self, now: &Look) -> Option<Overflow> {
+        let given_up = (
+            now.counts.fragments_evicted,
+            now.counts.dropped_for(DropReason::RingFull).frames,
+        );
+        let before = std::mem::replace(&mut self.seen, given_up);
+        match &mut self.episode {
+            None if given_up != before => {
+                self.episode = Some((before, now.at));
+                Some(Overflow::Begins)
+            }
+            Some((_, last)) if given_up != before => {
+                *last = now.at;
+                None
+            }
+            Some((start, last)) if now.at - *last >= CALM => {
+                let (fragments, frames) = (given_up.0 - start.0, given_up.1 - start.1);
+                self.episode = None;
+                Some(Overflow::Ended { fragments, frames })
+            }
+            _ => None,
+        }
+    }
+}
+
 fn per(amount: u64, seconds: f64) -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
     let amount = amount as f64;
@@ -117,6 +170,41 @@ mod tests {
     use super::*;
     use crate::clock::Clock;
     use crate::ring::Amount;
+
+    #[test]
+    fn an_episode_is_one_line_at_its_beginning_and_one_at_its_end() {
+        let mut look = Look {
+            at: Clock.now(),
+            media: MediaTime(0),
+            counts: Counts::default(),
+            fill: Fill {
+                total_bytes: 1,
+                available_bytes: 0,
+                oldest_unsent: None,
+                newest: None,
+                fragments: 0,
+            },
+            connections: 1,
+            streaming: true,
+            last_persisted: None,
+        };
+        let mut overflows = Overflows::default();
+        let mut told = Vec::new();
+        for second in 0..200 {
+            // A fragment of 50 frames every 2 s, twice for a minute.
+            if second % 100 < 60 && second % 2 == 0 {
+                look.counts.fragments_evicted += 1;
+                look.counts.dropped[DropReason::RingFull as usize].frames += 50;
+            }
+            look.at += Duration::from_secs(1);
+            told.extend(overflows.look(&look));
+        }
+        let ended = Overflow::Ended {
+            fragments: 30,
+            frames: 1500,
+        };
+        assert_eq!(told, [Overflow::Begins, ended, Overflow::Begins, ended]);
+    }
 
     #[test]
     fn rates_are_those_since_the_last_look() {
