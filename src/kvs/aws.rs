@@ -363,7 +363,7 @@ impl Aws {
         match (error, raw) {
             (SdkError::ServiceError(context), Some(raw)) => {
                 let code = context.err().code().unwrap_or_default();
-                let said = context.err().message().unwrap_or_default();
+                let said = failure::words(context.err().message().unwrap_or_default());
                 let status = raw.status().as_u16();
                 let kind = failure::of_answer(status, code, said);
                 let stream = &self.options.stream;

@@ -176,6 +176,7 @@ async fn refusal(response: http::Response<Incoming>) -> Failure {
     let message = ["message", "Message"]
         .iter()
         .find_map(|key| said[*key].as_str())
+        .map(failure::words)
         .unwrap_or_default();
     let kind = failure::of_answer(head.status.as_u16(), error, message);
     let request = header(&head.headers, &["x-amzn-requestid", "x-amz-requestid"]);

@@ -536,11 +536,11 @@ impl Certificate {
         }
     }
 
-    fn ca_file(&self) -> std::path::PathBuf {
+    pub fn ca_file(&self) -> std::path::PathBuf {
         self.ca.path().to_owned()
     }
 
-    fn server(&self) -> Arc<ServerConfig> {
+    pub fn server(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.server)
     }
 }

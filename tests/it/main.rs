@@ -1,5 +1,6 @@
 //! Behaviour over real sockets: the producer against the local endpoint.
 
+mod child;
 mod clock;
 mod ending;
 mod faults;
@@ -8,4 +9,5 @@ mod proxy;
 mod reconnect;
 mod rig;
 mod rotation;
+mod secrets;
 mod tls;

@@ -18,6 +18,9 @@ use tokio::time::sleep;
 /// What the proxy's kernel takes in before the proxy reads, in bytes: a real link holds little, too.
 const RECEIVE_BUFFER: usize = 16 * 1024;
 
+/// How much of what a connection begins with is kept.
+const HEAD_BYTES: usize = 16 * 1024;
+
 /// What becomes of one direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flow {
@@ -71,6 +74,8 @@ impl Rules {
 pub struct Passed {
     /// Bytes from the producer.
     pub up: u64,
+    /// The first of them.
+    head: Vec<u8>,
     /// When which fragment's PERSISTED went to the producer (without TLS).
     pub persisted: Vec<(Instant, u64)>,
     /// When it was over.
@@ -145,9 +150,18 @@ impl Proxy {
         self.passed.lock().expect("no test panics in it").clone()
     }
 
-    /// Bytes from the producer, over all connections.
-    pub fn bytes_up(&self) -> u64 {
-        self.passed().iter().map(|passed| passed.up).sum()
+    /// The signatures of all requests that were seen (without TLS).
+    pub fn signatures(&self) -> Vec<String> {
+        let passed = self.passed();
+        let texts = passed.iter().map(|one| String::from_utf8_lossy(&one.head));
+        texts
+            .flat_map(|text| {
+                let after = text.split("Signature=").skip(1);
+                after
+                    .map(|rest| rest.chars().take(64).collect())
+                    .collect::<Vec<_>>()
+            })
+            .collect()
     }
 
     /// No fragment was confirmed, and sent again and confirmed once more. What arrived in the moment before a connection
@@ -262,7 +276,14 @@ async fn carry(
             &mut to_server,
             rules.clone(),
             |rules| rules.up,
-            |_, bytes| note(&|passed| passed.up += bytes.len() as u64),
+            |_, bytes| {
+                note(&|passed| {
+                    passed.up += bytes.len() as u64;
+                    if passed.head.len() < HEAD_BYTES {
+                        passed.head.extend_from_slice(bytes);
+                    }
+                });
+            },
         );
         let down = pump(
             &mut from_server,
