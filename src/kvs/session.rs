@@ -266,7 +266,7 @@ struct InFlight {
     level: Level,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Phase {
     Opening,
     Ready,
@@ -792,9 +792,27 @@ impl Session {
         match hopeless {
             _ if now.done => self.end(Outcome::Done),
             Some(failure) if !self.ever_streamed => self.end(Outcome::GaveUp(failure.clone())),
-            _ if now.at >= until => self.end(Outcome::OutOfTime(self.last_failure.clone())),
+            _ if now.at >= until => self.end(Outcome::OutOfTime(Some(self.unfinished()))),
             _ => {}
         }
+    }
+
+    /// Why not everything is confirmed at the end: what failed last, or what is being waited for.
+    fn unfinished(&self) -> Failure {
+        if let Some(failure) = &self.last_failure {
+            return failure.clone();
+        }
+        let message = match (self.call, self.connections.first()) {
+            (Some(call), _) => format!("the time was over before {call:?} was answered"),
+            (None, Some(one)) if one.phase <= Phase::Head => {
+                "the time was over before the service had taken the connection".to_owned()
+            }
+            (None, Some(_)) => {
+                "the time was over before the service had confirmed everything".to_owned()
+            }
+            (None, None) => "the time was over before a connection could be opened".to_owned(),
+        };
+        Failure::new(FailureKind::Stalled, message)
     }
 
     fn stalled(&mut self, id: ConnectionId, what: &str, now: Now) {

@@ -13,7 +13,7 @@ use kvs_producer_app::kvs::session::Settings;
 use kvs_producer_app::local::api::ApiError;
 use kvs_producer_app::local::scenario::{Action, Break, Nth, Scenario, Trigger};
 use kvs_producer_app::local::view::State;
-use kvs_producer_app::local::{Endpoint, Options};
+use kvs_producer_app::local::{Credential, Endpoint, Options};
 use kvs_producer_app::ring::{DropReason, MIN_BUDGET_BYTES};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
 use rustls::ServerConfig;
@@ -22,6 +22,7 @@ use tempfile::NamedTempFile;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use crate::child::Producer;
 use crate::proxy::{Door, Flow, Proxy};
 use crate::rig::{
     FastCamera, SPACING, STREAM, assert_whole, clip, config, endpoint, hand_camera, payload, stream,
@@ -151,6 +152,8 @@ impl Phase {
                         broken || (self != Self::MidFrame && state.persisted(STREAM).count() > 0)
                     })
                     .await;
+                // The acknowledgement is still on its way.
+                sleep(Duration::from_millis(50)).await;
             }
         }
         match self {
@@ -495,6 +498,76 @@ async fn a_certificate_that_is_expired_or_of_another_name_gets_no_video() {
             assert!(connection.up < 1_000, "{} bytes", connection.up);
         }
         assert!(!proxy.passed().is_empty());
+    }
+}
+
+/// The program is told to stop while `phase` goes on: it ends in time, and says what is true.
+async fn stops(phase: Phase) {
+    const GRACE: Duration = Duration::from_secs(2);
+    let forever = Duration::from_mins(1);
+    let secure = (phase == Phase::Handshake).then(|| Certificate::good("127.0.0.1"));
+    let endpoint = endpoint(Options {
+        scenario: phase.scenario(forever),
+        tls: secure.as_ref().map(Certificate::server),
+        ..Options::default()
+    })
+    .await;
+    let scheme = if secure.is_some() { "https" } else { "http" };
+    let proxy = Proxy::to(&endpoint.url()).await;
+    let ca = secure.as_ref().map(Certificate::ca_file);
+    let ca = ca.as_ref().map(|path| path.to_str().expect("ASCII"));
+    let mut arguments = vec!["--grace", "2"];
+    arguments.extend(ca.iter().flat_map(|path| ["--ca-file", path]));
+    let known = Credential::default();
+    let producer = Producer::start(&proxy.url(scheme), &known, &arguments);
+    let stop = async {
+        sleep(Duration::from_millis(3_500)).await;
+        producer.terminate();
+        Clock.now()
+    };
+    let asked = tokio::select! {
+        asked = stop => asked,
+        () = phase.fail(&endpoint, &proxy, forever) => unreachable!("it is stopped long before"),
+    };
+    let ended = producer.end().await;
+    let took = asked.elapsed();
+    let what = format!(
+        "{phase:?}: {:?} {}\n{}",
+        ended.status, ended.report, ended.stderr
+    );
+    assert!(took < GRACE + Duration::from_secs(1), "{took:?}, {what}");
+    assert_eq!(ended.status.code(), Some(Exit::Unsent as i32), "{what}");
+    let frames = |of: &str| ended.report[of]["frames"].as_u64().expect("a number");
+    assert!(frames("captured") >= 75, "{what}");
+    assert_eq!(
+        frames("captured"),
+        frames("persisted") + frames("dropped"),
+        "{what}"
+    );
+    let left = &ended.report["dropped"]["by_reason"]["not_sent_in_time"]["frames"];
+    assert_eq!(left.as_u64(), Some(frames("dropped")), "{what}");
+    let view = endpoint.view();
+    let state = view.state();
+    let stored: usize = state.persisted(STREAM).map(|one| one.frame_count).sum();
+    assert!(frames("persisted") <= stored as u64, "{stored} {what}");
+    if phase != Phase::Acks {
+        assert_eq!(frames("persisted"), stored as u64, "{what}");
+    }
+    let failure = ended.report["failure"].as_str().unwrap_or_default();
+    assert!(
+        !failure.is_empty() && ended.stderr.contains(failure),
+        "{what}"
+    );
+}
+
+#[tokio::test]
+async fn a_signal_during_any_fault_ends_the_program_in_time_with_a_true_report() {
+    let mut runs = JoinSet::new();
+    for phase in Phase::ALL {
+        runs.spawn(stops(phase));
+    }
+    while let Some(run) = runs.join_next().await {
+        run.expect("stopped");
     }
 }
 

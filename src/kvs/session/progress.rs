@@ -113,3 +113,18 @@ fn the_session_asks_for_a_tick_when_a_held_write_is_due() {
     streaming.after(0, Event::Moved(ID));
     assert!(streaming.session.deadline() > Some(due));
 }
+
+#[test]
+fn an_end_without_a_failure_says_what_was_waited_for() {
+    let mut streaming = Streaming::new();
+    let until = streaming.at + Duration::from_secs(2);
+    streaming.after(0, Event::Drain(until));
+    streaming.after(2_000, Event::Tick);
+    let Some(Outcome::OutOfTime(Some(failure))) = streaming.session.outcome() else {
+        panic!("{:?}", streaming.session.outcome());
+    };
+    assert!(
+        failure.message.contains("confirmed everything"),
+        "{failure:?}"
+    );
+}
