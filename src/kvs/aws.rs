@@ -366,7 +366,7 @@ impl Aws {
         match (error, raw) {
             (SdkError::ServiceError(context), Some(raw)) => {
                 let code = context.err().code().unwrap_or_default();
-                let said = context.err().message().unwrap_or_default();
+                let said = failure::words(context.err().message().unwrap_or_default());
                 let status = raw.status().as_u16();
                 let kind = failure::of_answer(status, code, said);
                 let stream = &self.options.stream;
@@ -504,9 +504,10 @@ fn http_client(
         .tls_backend_preconfigured(tls.clone())
         .http1_only()
         .connect_timeout(CONNECT_TIMEOUT)
-        // A call in 40 minutes needs no connection kept open.
+        // One call follows the other at the start. A connection that is kept any longer may be dead by the next one, which
+        // would then hang.
         .pool_max_idle_per_host(1)
-        .pool_idle_timeout(Duration::from_secs(10))
+        .pool_idle_timeout(Duration::from_secs(2))
         // PutMedia goes straight to the service; and credentials of this machine are not for a proxy to see.
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())

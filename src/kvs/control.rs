@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustls::ClientConfig;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -69,6 +69,8 @@ pub struct Control {
     serving: HashMap<task::Id, Served>,
     live: HashMap<ConnectionId, Live>,
     status: watch::Sender<Status>,
+    /// How long a connection may stand still.
+    patience: Duration,
 }
 
 impl Control {
@@ -82,6 +84,7 @@ impl Control {
         codec: Option<Codec>,
     ) -> Self {
         let (sender, events) = mpsc::unbounded_channel();
+        let patience = settings.progress_timeout;
         Self {
             session: Session::new(settings),
             aws,
@@ -95,6 +98,7 @@ impl Control {
             serving: HashMap::new(),
             live: HashMap::new(),
             status: watch::channel(Status::default()).0,
+            patience,
         }
     }
 
@@ -184,12 +188,10 @@ impl Control {
 
     fn now(&self) -> Now {
         let (unsent, done) = self.ring.with(|ring| (ring.has_unsent(), ring.is_done()));
-        let current = self.session.current().and_then(|id| self.live.get(&id));
         Now {
             at: self.clock.now(),
             unsent,
             done,
-            taken: current.map_or(0, |live| live.body.taken() as u64),
             jitter: self.clock.jitter(),
         }
     }
@@ -247,8 +249,8 @@ impl Control {
             id,
             origin: origin.clone(),
             tls,
-            patience: self.session.settings().progress_timeout,
             clock: self.aws.clock().clone(),
+            patience: self.patience,
         };
         let abort = self
             .tasks

@@ -44,7 +44,8 @@ pub struct Settings {
     pub connect_timeout: Duration,
     /// For the head of the answer after the request's.
     pub head_timeout: Duration,
-    /// For the first acknowledgement of what was sent, and for bytes to move while there are any to send.
+    /// For the first acknowledgement of what was sent, and for bytes to move while there are any to send. While they move
+    /// slowly an acknowledgement may take longer, up to `confirm_timeout`.
     pub progress_timeout: Duration,
     /// For a fragment that was sent whole to be confirmed.
     pub confirm_timeout: Duration,
@@ -157,6 +158,10 @@ pub enum Event {
     Begun(ConnectionId, Timecode),
     /// The body has handed over the last byte of a fragment.
     Sent(ConnectionId, Timecode),
+    /// The kernel takes no more bytes: what it holds has to leave first.
+    Held(ConnectionId),
+    /// The kernel took bytes that had to wait: some have left.
+    Moved(ConnectionId),
     /// The body is at its end.
     BodyEnded(ConnectionId, BodyEnd),
     /// An acknowledgement.
@@ -178,8 +183,6 @@ pub struct Now {
     pub unsent: bool,
     /// Whether the source is at its end and nothing is left in the ring.
     pub done: bool,
-    /// Bytes that the current connection's body has handed over, ever.
-    pub taken: u64,
     /// By chance, in `0.0..1.0`.
     pub jitter: f64,
 }
@@ -267,7 +270,7 @@ struct InFlight {
     level: Level,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Phase {
     Opening,
     Ready,
@@ -285,6 +288,10 @@ struct Connection {
     credentials_end: bool,
     finishing: bool,
     last_ack: Instant,
+    /// Since when a write stands still.
+    held: Option<Instant>,
+    /// When bytes last left that had to wait: until then what was sent later was still here.
+    moved: Option<Instant>,
     in_flight: VecDeque<InFlight>,
 }
 
@@ -293,15 +300,6 @@ struct Connection {
 struct Granted {
     since: Instant,
     until: Option<Instant>,
-}
-
-/// The flow of bytes into the current connection.
-#[derive(Debug, Clone, Copy)]
-struct Flow {
-    looked: Option<Instant>,
-    taken: u64,
-    /// Since when bytes have waited and none was taken.
-    stuck: Option<Instant>,
 }
 
 /// See the module. Pure: it is told the time and what happened, and says what to do.
@@ -317,7 +315,6 @@ pub struct Session {
     call: Option<Call>,
     connections: Vec<Connection>,
     next_connection: u64,
-    flow: Flow,
     backoff: Backoff,
     wait: Option<Instant>,
     drain: Option<Instant>,
@@ -343,11 +340,6 @@ impl Session {
             call: None,
             connections: Vec::new(),
             next_connection: 0,
-            flow: Flow {
-                looked: None,
-                taken: 0,
-                stuck: None,
-            },
             backoff,
             wait: None,
             drain: None,
@@ -385,6 +377,17 @@ impl Session {
                     fragment.sent = Some(now.at);
                 }
             }
+            Event::Held(id) => {
+                if let Some(connection) = self.connection(id) {
+                    connection.held = Some(now.at);
+                }
+            }
+            Event::Moved(id) => {
+                if let Some(connection) = self.connection(id) {
+                    connection.held = None;
+                    connection.moved = Some(now.at);
+                }
+            }
             Event::BodyEnded(id, _) => self.body_ended(id, now),
             Event::Ack(id, ack) => self.acknowledged(id, ack, now),
             Event::Lost(id, failure) => self.lost(id, failure, now),
@@ -399,11 +402,6 @@ impl Session {
     /// The next thing to do, oldest first.
     pub fn next_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
-    }
-
-    /// What it goes by.
-    pub fn settings(&self) -> &Settings {
-        &self.settings
     }
 
     /// When to send [`Event::Tick`] at the latest.
@@ -427,15 +425,11 @@ impl Session {
             Some(carrier) => look.max(Some(carrier.rotate_at)),
         };
         let next_step = next_step.max(self.wait).filter(|_| free);
-        // Nobody tells when a write begins to stand still: it is looked for.
-        let flow = carrier
-            .and(self.flow.looked)
-            .map(|looked| looked + self.settings.progress_timeout / 4);
         let dues = self
             .connections
             .iter()
             .filter_map(|connection| self.due(connection).map(|(due, _)| due));
-        [next_step, self.drain, flow, self.out_of_patience()]
+        [next_step, self.drain, self.out_of_patience()]
             .into_iter()
             .flatten()
             .chain(dues)
@@ -764,13 +758,22 @@ impl Session {
             }
             Phase::Streaming | Phase::Draining => {}
         }
+        let held = connection.held.map(|held| {
+            let due = held + settings.progress_timeout;
+            (due, "the connection takes no more bytes")
+        });
         let silent = connection.in_flight.iter().filter_map(|fragment| {
             let since = match (fragment.level, fragment.sent) {
                 (Level::Nothing, _) => fragment.begun,
                 (Level::Buffering, Some(sent)) => sent,
                 _ => return None,
             };
-            Some(since.max(connection.last_ack) + settings.progress_timeout)
+            let since = since.max(connection.last_ack);
+            // What waits behind others in the kernel cannot be acknowledged. That is no excuse for ever: a server may read
+            // on and acknowledge nothing.
+            let last = since + settings.confirm_timeout;
+            let moved = connection.moved.map_or(since, |moved| moved.max(since));
+            Some((moved + settings.progress_timeout).min(last))
         });
         let silent = silent.min().map(|due| (due, "no acknowledgement"));
         let unconfirmed = connection
@@ -784,7 +787,7 @@ impl Session {
                 "a fragment is not confirmed",
             )
         });
-        silent.into_iter().chain(unconfirmed).min()
+        [held, silent, unconfirmed].into_iter().flatten().min()
     }
 
     /// When nothing but failures is enough.
@@ -797,7 +800,6 @@ impl Session {
         if self.outcome.is_some() {
             return;
         }
-        self.watch_flow(now);
         let due = self.connections.iter().find_map(|connection| {
             let (due, what) = self.due(connection)?;
             (now.at >= due).then_some((connection.id, what))
@@ -818,26 +820,27 @@ impl Session {
         match hopeless {
             _ if now.done => self.end(Outcome::Done),
             Some(failure) if !self.ever_streamed => self.end(Outcome::GaveUp(failure.clone())),
-            _ if now.at >= until => self.end(Outcome::OutOfTime(self.last_failure.clone())),
+            _ if now.at >= until => self.end(Outcome::OutOfTime(Some(self.unfinished()))),
             _ => {}
         }
     }
 
-    /// A write that stands still: bytes wait, and none was taken for too long.
-    fn watch_flow(&mut self, now: Now) {
-        let Some(carrier) = self.carrier().map(|carrier| carrier.id) else {
-            return;
-        };
-        self.flow.looked = Some(now.at);
-        if !now.unsent || now.taken != self.flow.taken {
-            self.flow.taken = now.taken;
-            self.flow.stuck = None;
-        } else {
-            let since = *self.flow.stuck.get_or_insert(now.at);
-            if now.at >= since + self.settings.progress_timeout {
-                self.stalled(carrier, "the connection takes no more bytes", now);
-            }
+    /// Why not everything is confirmed at the end: what failed last, or what is being waited for.
+    fn unfinished(&self) -> Failure {
+        if let Some(failure) = &self.last_failure {
+            return failure.clone();
         }
+        let message = match (self.call, self.connections.first()) {
+            (Some(call), _) => format!("the time was over before {call:?} was answered"),
+            (None, Some(one)) if one.phase <= Phase::Head => {
+                "the time was over before the service had taken the connection".to_owned()
+            }
+            (None, Some(_)) => {
+                "the time was over before the service had confirmed everything".to_owned()
+            }
+            (None, None) => "the time was over before a connection could be opened".to_owned(),
+        };
+        Failure::new(FailureKind::Stalled, message)
     }
 
     fn stalled(&mut self, id: ConnectionId, what: &str, now: Now) {
@@ -936,6 +939,8 @@ impl Session {
             credentials_end: false,
             finishing: false,
             last_ack: now.at,
+            held: None,
+            moved: None,
             in_flight: VecDeque::new(),
         });
         self.actions.push_back(Action::Open(id, url));
@@ -955,11 +960,6 @@ impl Session {
             connection.since = now.at;
             connection.last_ack = now.at;
             let id = connection.id;
-            self.flow = Flow {
-                looked: Some(now.at),
-                taken: now.taken,
-                stuck: None,
-            };
             self.actions.push_back(Action::Start(id));
         }
     }
@@ -1021,5 +1021,7 @@ impl Session {
     }
 }
 
+#[cfg(test)]
+mod progress;
 #[cfg(test)]
 mod tests;
