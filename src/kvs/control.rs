@@ -142,6 +142,11 @@ impl Control {
         if let Event::Lost(id, _) = &event {
             self.live.remove(id);
         }
+        if let Event::Opened(_) = &event {
+            let now = self.now();
+            self.session
+                .handle(Event::CredentialsEnd(self.aws.credentials_end()), now);
+        }
         let mut next = Some(event);
         while let Some(event) = next.take() {
             let now = self.now();
@@ -323,6 +328,11 @@ fn log(note: &Note) {
         Note::WaitingForActive => info!("waiting until the stream is ACTIVE"),
         Note::DescribeNotPermitted => {
             info!("DescribeStream is not permitted: the stream is taken for ACTIVE");
+        }
+        Note::NothingRetained => {
+            info!(
+                "nothing is ever PERSISTED: the stream is taken for one that retains nothing, and RECEIVED for enough"
+            );
         }
         Note::NotTagged(failure) => warn!("the stream is not tagged: {}", failure.message),
         Note::Streaming(connection) => info!(%connection, "streaming"),

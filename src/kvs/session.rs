@@ -150,6 +150,8 @@ pub enum Event {
     Tick,
     /// A call has ended.
     Replied(Call, Result<Reply, Failure>),
+    /// What is known now of the end of the credentials: a clock that was wrong when they came may have been put right.
+    CredentialsEnd(Option<Instant>),
     /// TCP and TLS are up.
     Opened(ConnectionId),
     /// The service has answered 200.
@@ -221,6 +223,8 @@ pub enum Note {
     WaitingForActive,
     /// DescribeStream is not permitted: the stream is taken for ACTIVE.
     DescribeNotPermitted,
+    /// Fragments are RECEIVED and never PERSISTED: the stream is taken for one that retains nothing.
+    NothingRetained,
     /// The tags could not be set; streaming goes on.
     NotTagged(Failure),
     /// Media flows.
@@ -279,6 +283,16 @@ enum Phase {
     Draining,
 }
 
+/// What a connection was waited for in vain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Stall {
+    Connect,
+    Head,
+    Write,
+    Silence,
+    Unconfirmed,
+}
+
 #[derive(Debug)]
 struct Connection {
     id: ConnectionId,
@@ -318,7 +332,9 @@ pub struct Session {
     backoff: Backoff,
     wait: Option<Instant>,
     drain: Option<Instant>,
-    ever_streamed: bool,
+    ever_accepted: bool,
+    ever_confirmed: bool,
+    ever_persisted: bool,
     /// When the first failure was.
     failing_since: Option<Instant>,
     last_failure: Option<Failure>,
@@ -343,7 +359,9 @@ impl Session {
             backoff,
             wait: None,
             drain: None,
-            ever_streamed: false,
+            ever_accepted: false,
+            ever_confirmed: false,
+            ever_persisted: false,
             failing_since: None,
             last_failure: None,
             actions: VecDeque::new(),
@@ -359,6 +377,11 @@ impl Session {
         match event {
             Event::Tick => {}
             Event::Replied(call, reply) => self.replied(call, reply, now),
+            Event::CredentialsEnd(until) => {
+                if let Some(granted) = &mut self.credentials {
+                    granted.until = until;
+                }
+            }
             Event::Opened(id) => self.opened(id, now),
             Event::Accepted(id) => self.accepted(id, now),
             Event::Begun(id, timecode) => {
@@ -479,6 +502,10 @@ impl Session {
             return;
         }
         self.call = None;
+        if matches!(reply, Ok(Reply::Described { .. })) {
+            // The service is there; how long a stream takes to be ACTIVE is its own.
+            self.failing_since = None;
+        }
         match reply {
             Ok(Reply::Credentials(Some(until))) if until <= now.at => {
                 let message =
@@ -514,7 +541,15 @@ impl Session {
     }
 
     fn call_failed(&mut self, call: Call, failure: Failure, now: Now) {
+        let unexpired = |granted: &Granted| granted.until.is_none_or(|until| now.at < until);
         match (call, failure.kind) {
+            // Those at hand are good until they end, and used for a while before better ones are asked for again.
+            (Call::Credentials, _) if self.credentials.as_ref().is_some_and(unexpired) => {
+                if let Some(granted) = &mut self.credentials {
+                    granted.since = now.at;
+                }
+                self.note(Note::Failed(failure, LEAST_CREDENTIAL_USE));
+            }
             (Call::Describe, FailureKind::NotFound) if self.settings.create => {
                 self.stream = Stream::Missing;
             }
@@ -529,6 +564,7 @@ impl Session {
             // GetDataEndpoint and PutMedia are all that ingest needs.
             (Call::Describe, FailureKind::NotPermitted) => {
                 self.stream = Stream::Active;
+                // Where nothing was ever PERSISTED and RECEIVED is all that came, nothing is retained.
                 self.retains = None;
                 self.note(Note::DescribeNotPermitted);
             }
@@ -603,7 +639,7 @@ impl Session {
             connection.since = now.at;
         }
         connection.last_ack = now.at;
-        self.ever_streamed = true;
+        self.ever_accepted = true;
         self.note(Note::Streaming(id));
     }
 
@@ -642,14 +678,21 @@ impl Session {
         };
         if confirmed && connection.in_flight[index].sent.is_some() {
             connection.in_flight.remove(index);
-            self.actions.push_back(Action::Confirm(timecode));
-            self.backoff.reset();
-            self.last_failure = None;
-            self.drop_empty();
+            self.ever_persisted |= ack.kind == AckKind::Persisted;
+            self.confirmed(timecode);
         } else {
             let fragment = &mut connection.in_flight[index];
             fragment.level = fragment.level.max(level);
         }
+    }
+
+    fn confirmed(&mut self, timecode: Timecode) {
+        self.actions.push_back(Action::Confirm(timecode));
+        self.ever_confirmed = true;
+        self.failing_since = None;
+        self.backoff.reset();
+        self.last_failure = None;
+        self.drop_empty();
     }
 
     /// An ERROR acknowledgement: the connection is at its end.
@@ -662,11 +705,16 @@ impl Session {
         now: Now,
     ) {
         let (verdict, kind) = failure::of_error_ack(error, code);
-        let oldest = self
-            .connection(id)
-            .and_then(|connection| connection.in_flight.front())
-            .map(|oldest| oldest.timecode);
-        // Some errors name no fragment, or one that was never sent: then the oldest is meant.
+        // Some errors name no fragment, or one that was never sent: then the one that the service was reading is meant.
+        let oldest = self.connection(id).and_then(|connection| {
+            let in_flight = &connection.in_flight;
+            let reading = in_flight
+                .iter()
+                .find(|fragment| fragment.level < Level::Received);
+            reading
+                .or(in_flight.back())
+                .map(|fragment| fragment.timecode)
+        });
         let named = timecode.filter(|&timecode| self.in_flight(id, timecode).is_some());
         let message = format!("the service answered ERROR {error} {code}");
         if let (Verdict::Skip, Some(timecode)) = (verdict, named.or(oldest)) {
@@ -692,11 +740,11 @@ impl Session {
             // It had carried nothing.
             Phase::Opening | Phase::Ready => {}
             Phase::Head | Phase::Streaming | Phase::Draining => {
-                // What it carried goes out again, before anything later: whoever carries that has to stop first.
-                for later in self
-                    .connections
-                    .extract_if(.., |connection| connection.id > id)
-                {
+                // What it carried goes out again, before anything later: whoever carries that has to stop first. One that
+                // has not started is what goes on.
+                for later in self.connections.extract_if(.., |connection| {
+                    connection.id > id && connection.phase > Phase::Ready
+                }) {
                     self.actions.push_back(Action::Close(later.id));
                     self.actions.push_back(Action::Rewind(later.id));
                 }
@@ -720,7 +768,7 @@ impl Session {
             self.credentials = None;
         }
         let hopeless = kind.pace() == Pace::Slow;
-        let curable = first && kind.wants_credentials() && self.ever_streamed;
+        let curable = first && kind.wants_credentials() && self.ever_accepted;
         let mut wait = self.backoff.next_wait(now.jitter);
         if kind == FailureKind::ConnectionLimit || kind == FailureKind::Throttled {
             // At once is too soon for a service that has not seen the last connection end.
@@ -733,7 +781,7 @@ impl Session {
         self.last_failure = Some(failure.clone());
         self.failing_since.get_or_insert(now.at);
         let over = self.settings.give_up || self.drain.is_some();
-        if hopeless && !self.ever_streamed && over {
+        if hopeless && !self.ever_confirmed && over {
             self.end(Outcome::GaveUp(failure));
         } else {
             self.wait = Some(now.at + wait);
@@ -743,25 +791,19 @@ impl Session {
     // ---- deadlines ----
 
     /// When the connection counts as dead, and why, unless something moves before.
-    fn due(&self, connection: &Connection) -> Option<(Instant, &'static str)> {
+    fn due(&self, connection: &Connection) -> Option<(Instant, Stall)> {
         let settings = &self.settings;
         match connection.phase {
             Phase::Opening => {
-                return Some((connection.since + settings.connect_timeout, "no connection"));
+                return Some((connection.since + settings.connect_timeout, Stall::Connect));
             }
             Phase::Ready => return None,
-            Phase::Head => {
-                return Some((
-                    connection.since + settings.head_timeout,
-                    "no answer to PutMedia",
-                ));
-            }
+            Phase::Head => return Some((connection.since + settings.head_timeout, Stall::Head)),
             Phase::Streaming | Phase::Draining => {}
         }
-        let held = connection.held.map(|held| {
-            let due = held + settings.progress_timeout;
-            (due, "the connection takes no more bytes")
-        });
+        let held = connection
+            .held
+            .map(|held| (held + settings.progress_timeout, Stall::Write));
         let silent = connection.in_flight.iter().filter_map(|fragment| {
             let since = match (fragment.level, fragment.sent) {
                 (Level::Nothing, _) => fragment.begun,
@@ -775,24 +817,20 @@ impl Session {
             let moved = connection.moved.map_or(since, |moved| moved.max(since));
             Some((moved + settings.progress_timeout).min(last))
         });
-        let silent = silent.min().map(|due| (due, "no acknowledgement"));
+        let silent = silent.min().map(|due| (due, Stall::Silence));
         let unconfirmed = connection
             .in_flight
             .iter()
             .filter_map(|fragment| fragment.sent)
             .min();
-        let unconfirmed = unconfirmed.map(|sent| {
-            (
-                sent + settings.confirm_timeout,
-                "a fragment is not confirmed",
-            )
-        });
+        let unconfirmed =
+            unconfirmed.map(|sent| (sent + settings.confirm_timeout, Stall::Unconfirmed));
         [held, silent, unconfirmed].into_iter().flatten().min()
     }
 
     /// When nothing but failures is enough.
     fn out_of_patience(&self) -> Option<Instant> {
-        let since = self.failing_since.filter(|_| !self.ever_streamed)?;
+        let since = self.failing_since.filter(|_| !self.ever_confirmed)?;
         self.settings.patience.map(|patience| since + patience)
     }
 
@@ -801,11 +839,11 @@ impl Session {
             return;
         }
         let due = self.connections.iter().find_map(|connection| {
-            let (due, what) = self.due(connection)?;
-            (now.at >= due).then_some((connection.id, what))
+            let (due, stall) = self.due(connection)?;
+            (now.at >= due).then_some((connection.id, stall))
         });
-        if let Some((id, what)) = due {
-            self.stalled(id, what, now);
+        if let Some((id, stall)) = due {
+            self.stalled(id, stall, now);
         }
         if self.out_of_patience().is_some_and(|at| now.at >= at)
             && let Some(failure) = self.last_failure.clone()
@@ -819,7 +857,7 @@ impl Session {
             .filter(|failure| failure.kind.pace() == Pace::Slow);
         match hopeless {
             _ if now.done => self.end(Outcome::Done),
-            Some(failure) if !self.ever_streamed => self.end(Outcome::GaveUp(failure.clone())),
+            Some(failure) if !self.ever_confirmed => self.end(Outcome::GaveUp(failure.clone())),
             _ if now.at >= until => self.end(Outcome::OutOfTime(Some(self.unfinished()))),
             _ => {}
         }
@@ -843,13 +881,58 @@ impl Session {
         Failure::new(FailureKind::Stalled, message)
     }
 
-    fn stalled(&mut self, id: ConnectionId, what: &str, now: Now) {
+    fn stalled(&mut self, id: ConnectionId, stall: Stall, now: Now) {
+        if stall == Stall::Unconfirmed && self.learn_retention(id) {
+            return;
+        }
+        let settings = &self.settings;
+        let (what, time) = match stall {
+            Stall::Connect => ("no connection", settings.connect_timeout),
+            Stall::Head => ("no answer to PutMedia", settings.head_timeout),
+            Stall::Write => (
+                "the connection takes no more bytes",
+                settings.progress_timeout,
+            ),
+            Stall::Silence => ("no acknowledgement", settings.progress_timeout),
+            Stall::Unconfirmed => ("a fragment is not confirmed", settings.confirm_timeout),
+        };
         self.actions.push_back(Action::Close(id));
-        let message = format!(
-            "{what} for {} s",
-            self.settings.progress_timeout.as_secs_f32()
-        );
+        let message = format!("{what} for {} s", time.as_secs_f32());
         self.lost(id, Failure::new(FailureKind::Stalled, message), now);
+    }
+
+    /// Fragments that were RECEIVED and are never PERSISTED: the stream may retain nothing. Whether that is the answer,
+    /// because nobody else can tell.
+    fn learn_retention(&mut self, id: ConnectionId) -> bool {
+        let received =
+            |fragment: &InFlight| fragment.level == Level::Received && fragment.sent.is_some();
+        if !self
+            .connection(id)
+            .is_some_and(|connection| connection.in_flight.iter().any(received))
+        {
+            return false;
+        }
+        if self.ever_persisted || self.retains.is_some() {
+            // It may have been changed: DescribeStream tells.
+            self.stream = Stream::Unknown;
+            return false;
+        }
+        self.retains = Some(false);
+        self.note(Note::NothingRetained);
+        let mut done = Vec::new();
+        if let Some(connection) = self.connection(id) {
+            connection.in_flight.retain(|fragment| {
+                let keep = !received(fragment);
+                if !keep {
+                    done.push(fragment.timecode);
+                }
+                keep
+            });
+        }
+        for timecode in done {
+            self.confirmed(timecode);
+        }
+        true
     }
 
     // ---- what comes next ----

@@ -18,6 +18,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 
 use super::ack::AckParser;
@@ -38,6 +39,9 @@ const UNSENT_BYTES: u32 = 16 * 1024;
 
 /// What HTTP and TLS may hold each, before a write is held back.
 const LAYER_BYTES: usize = 16 * 1024;
+
+/// Between the tries of a name's addresses (RFC 8305 section 5).
+const HEAD_START: Duration = Duration::from_millis(250);
 
 /// The largest error answer that is read, in bytes.
 const MAX_ERROR_BYTES: usize = 16 * 1024;
@@ -272,9 +276,18 @@ async fn tcp(host: &str, port: u16, patience: Duration) -> Result<TcpStream, Fai
     let addresses = lookup_host((host, port))
         .await
         .map_err(|error| network("cannot resolve", &error))?;
+    // An address that swallows the first packet must not use up the time of the others (RFC 8305): each has a head start, and
+    // the first that answers is taken.
+    let mut tries = JoinSet::new();
+    for (index, address) in (0..).zip(addresses) {
+        tries.spawn(async move {
+            tokio::time::sleep(HEAD_START * index).await;
+            TcpStream::connect(address).await
+        });
+    }
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in addresses {
-        match TcpStream::connect(address).await {
+    while let Some(tried) = tries.join_next().await {
+        match tried.unwrap_or_else(|error| Err(io::Error::other(error))) {
             Ok(stream) => {
                 tune(&stream, patience)
                     .map_err(|error| network("cannot set up the socket to", &error))?;

@@ -672,9 +672,13 @@ impl<'a> World<'a> {
             return;
         };
         link.buffered -= up.len().min(link.buffered);
-        if link.held && link.buffered < self.plan.send_buffer {
-            link.held = false;
+        if link.held {
+            // Some of what waited behind the kernel's buffer moves up; the rest is held again.
             let _ = self.sender.send(Event::Moved(id));
+            link.held = link.buffered >= self.plan.send_buffer;
+            if link.held {
+                let _ = self.sender.send(Event::Held(id));
+            }
         }
         let mut cut = None;
         if let (Up::Bytes(parts), Some((left, linger))) = (&mut up, &mut link.cut_after) {
