@@ -309,6 +309,17 @@ struct Connection {
     in_flight: VecDeque<InFlight>,
 }
 
+/// What has happened at least once.
+#[derive(Debug, Clone, Copy, Default)]
+struct Ever {
+    /// The service has answered 200.
+    accepted: bool,
+    /// A fragment was confirmed.
+    confirmed: bool,
+    /// By PERSISTED.
+    persisted: bool,
+}
+
 /// Credentials at hand.
 #[derive(Debug, Clone, Copy)]
 struct Granted {
@@ -332,9 +343,7 @@ pub struct Session {
     backoff: Backoff,
     wait: Option<Instant>,
     drain: Option<Instant>,
-    ever_accepted: bool,
-    ever_confirmed: bool,
-    ever_persisted: bool,
+    ever: Ever,
     /// When the first failure was.
     failing_since: Option<Instant>,
     last_failure: Option<Failure>,
@@ -359,9 +368,7 @@ impl Session {
             backoff,
             wait: None,
             drain: None,
-            ever_accepted: false,
-            ever_confirmed: false,
-            ever_persisted: false,
+            ever: Ever::default(),
             failing_since: None,
             last_failure: None,
             actions: VecDeque::new(),
@@ -639,7 +646,7 @@ impl Session {
             connection.since = now.at;
         }
         connection.last_ack = now.at;
-        self.ever_accepted = true;
+        self.ever.accepted = true;
         self.note(Note::Streaming(id));
     }
 
@@ -678,7 +685,7 @@ impl Session {
         };
         if confirmed && connection.in_flight[index].sent.is_some() {
             connection.in_flight.remove(index);
-            self.ever_persisted |= ack.kind == AckKind::Persisted;
+            self.ever.persisted |= ack.kind == AckKind::Persisted;
             self.confirmed(timecode);
         } else {
             let fragment = &mut connection.in_flight[index];
@@ -688,7 +695,7 @@ impl Session {
 
     fn confirmed(&mut self, timecode: Timecode) {
         self.actions.push_back(Action::Confirm(timecode));
-        self.ever_confirmed = true;
+        self.ever.confirmed = true;
         self.failing_since = None;
         self.backoff.reset();
         self.last_failure = None;
@@ -768,7 +775,7 @@ impl Session {
             self.credentials = None;
         }
         let hopeless = kind.pace() == Pace::Slow;
-        let curable = first && kind.wants_credentials() && self.ever_accepted;
+        let curable = first && kind.wants_credentials() && self.ever.accepted;
         let mut wait = self.backoff.next_wait(now.jitter);
         if kind == FailureKind::ConnectionLimit || kind == FailureKind::Throttled {
             // At once is too soon for a service that has not seen the last connection end.
@@ -781,7 +788,7 @@ impl Session {
         self.last_failure = Some(failure.clone());
         self.failing_since.get_or_insert(now.at);
         let over = self.settings.give_up || self.drain.is_some();
-        if hopeless && !self.ever_confirmed && over {
+        if hopeless && !self.ever.confirmed && over {
             self.end(Outcome::GaveUp(failure));
         } else {
             self.wait = Some(now.at + wait);
@@ -830,7 +837,7 @@ impl Session {
 
     /// When nothing but failures is enough.
     fn out_of_patience(&self) -> Option<Instant> {
-        let since = self.failing_since.filter(|_| !self.ever_confirmed)?;
+        let since = self.failing_since.filter(|_| !self.ever.confirmed)?;
         self.settings.patience.map(|patience| since + patience)
     }
 
@@ -857,7 +864,7 @@ impl Session {
             .filter(|failure| failure.kind.pace() == Pace::Slow);
         match hopeless {
             _ if now.done => self.end(Outcome::Done),
-            Some(failure) if !self.ever_confirmed => self.end(Outcome::GaveUp(failure.clone())),
+            Some(failure) if !self.ever.confirmed => self.end(Outcome::GaveUp(failure.clone())),
             _ if now.at >= until => self.end(Outcome::OutOfTime(Some(self.unfinished()))),
             _ => {}
         }
@@ -912,7 +919,7 @@ impl Session {
         {
             return false;
         }
-        if self.ever_persisted || self.retains.is_some() {
+        if self.ever.persisted || self.retains.is_some() {
             // It may have been changed: DescribeStream tells.
             self.stream = Stream::Unknown;
             return false;
