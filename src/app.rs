@@ -1,7 +1,6 @@
 //! Starts, owns and ends the parts: the capture thread, control, the timer, the signals.
 
 use std::io::Write;
-use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -512,12 +511,10 @@ fn opener(
         fps: config.fps,
         max_unit_bytes: config.buffer_bytes,
     };
-    let fps = config
-        .fps
-        .and_then(|fps| NonZeroU32::new(fps.numerator() / fps.denominator()));
     let camera = source::v4l2::Options {
         codec: config.codec,
-        fps,
+        fps: config.fps,
+        ..source::v4l2::Options::default()
     };
     move || {
         let place = match &device {

@@ -58,6 +58,9 @@ pub trait Source: Send {
         true
     }
 
+    /// Asks for a key frame soon, where whatever encodes can be asked.
+    fn want_key_frame(&mut self) {}
+
     /// The next access unit, in decoding order.
     ///
     /// # Errors

@@ -5,8 +5,9 @@
 //!                                   └──► Fake   (a script, in the tests)
 //! ```
 //!
-//! `camera` negotiates the format and moves the buffers; `abi` knows what the calls look like as bytes; `node` makes
-//! them; `words` says what is wrong with a camera and what to do about it.
+//! `camera` negotiates the format and moves the buffers; `settings` are those of its encoder; `ladder` decides what to do
+//! when it stalls. `abi`, `layout` and `control` know what the calls look like as bytes; `node` makes them. `words` says
+//! what is wrong with a camera and what to do about it.
 //!
 //! One buffer of the driver is taken for one access unit. V4L2 asks drivers for that, and those of USB cameras and of
 //! the usual encoders keep to it; a driver that hands out single NAL units or several frames at once would have to be
@@ -14,19 +15,24 @@
 
 mod abi;
 mod camera;
+mod control;
 #[cfg(test)]
 mod fake;
+mod ladder;
+mod layout;
 mod node;
+mod settings;
 mod words;
 
-use std::num::NonZeroU32;
 use std::path::Path;
+use std::time::Duration;
 
 use self::camera::Camera;
 use self::node::Node;
 use super::{Error, Read, Source};
 use crate::clock::Clock;
-use crate::frame::Codec;
+use crate::codec::FrameRate;
+use crate::frame::{Codec, Dimensions};
 
 /// What is wanted of a camera.
 #[derive(Debug, Clone, Default)]
@@ -35,7 +41,26 @@ pub struct Options {
     pub codec: Option<Codec>,
     /// Frames a second. Without it the camera's present rate; a camera that has only other rates takes the nearest, and
     /// a warning says so.
-    pub fps: Option<NonZeroU32>,
+    pub fps: Option<FrameRate>,
+    /// Size of the picture. Without it the camera's present size.
+    pub size: Option<Dimensions>,
+    /// Bits a second. Without it the camera's present bitrate.
+    pub bitrate: Option<u32>,
+    /// From key frame to key frame. Without it two seconds, and no word when the camera cannot.
+    pub gop: Option<Duration>,
+    /// Without it the camera's present profile.
+    pub profile: Option<Profile>,
+}
+
+/// A profile of H.264. H.265 has only one for 8 bits a sample, which stands for all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    /// Constrained baseline: what the simplest decoders take.
+    Baseline,
+    /// Main.
+    Main,
+    /// High: the smallest stream.
+    High,
 }
 
 /// What a camera lost on our side of the lens, since it was opened.
@@ -81,5 +106,9 @@ impl Source for V4l2 {
 
     fn read(&mut self) -> Result<Read<'_>, Error> {
         self.camera.read()
+    }
+
+    fn want_key_frame(&mut self) {
+        self.camera.want_key_frame();
     }
 }

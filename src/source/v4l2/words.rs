@@ -161,18 +161,13 @@ pub(super) fn not_a_camera(path: &str, error: io::Error) -> Error {
 
 /// Refuses nodes that do not capture pictures into memory that can be mapped.
 pub(super) fn check_node(path: &str, capabilities: &Capabilities) -> Result<(), Error> {
-    let Capabilities { card, flags } = capabilities;
+    let Capabilities { card, flags, .. } = capabilities;
     let has = |flag| flags.contains(flag);
-    let reason = if has(Flags::VIDEO_CAPTURE) {
+    let reason = if has(Flags::VIDEO_CAPTURE) || has(Flags::VIDEO_CAPTURE_MPLANE) {
         if has(Flags::STREAMING) {
             return Ok(());
         }
         format!("{card} has no streaming, only read(), which this program does not use")
-    } else if has(Flags::VIDEO_CAPTURE_MPLANE) {
-        format!(
-            "{card} captures in the multi-planar way only, which this version cannot do; {}",
-            pipe(path)
-        )
     } else if has(Flags::VIDEO_M2M) || has(Flags::VIDEO_M2M_MPLANE) {
         format!(
             "{card} is a codec, which turns frames into others, and not a camera; name the camera with -D"
@@ -398,11 +393,16 @@ mod tests {
     #[test]
     fn each_kind_of_node_is_told_apart() {
         let say = |flags| {
-            let card = "Card".to_owned();
-            check_node("/dev/video7", &Capabilities { card, flags })
-                .map_err(|error| error.to_string())
+            let capabilities = Capabilities {
+                driver: "driver".to_owned(),
+                card: "Card".to_owned(),
+                bus: "bus".to_owned(),
+                flags,
+            };
+            check_node("/dev/video7", &capabilities).map_err(|error| error.to_string())
         };
         assert_eq!(say(Flags::VIDEO_CAPTURE | Flags::STREAMING), Ok(()));
+        assert_eq!(say(Flags::VIDEO_CAPTURE_MPLANE | Flags::STREAMING), Ok(()));
         let refused = |flags, word: &str| {
             let error = say(flags).unwrap_err();
             assert!(
@@ -411,10 +411,6 @@ mod tests {
             );
         };
         refused(Flags::VIDEO_CAPTURE, "no streaming");
-        refused(
-            Flags::VIDEO_CAPTURE_MPLANE | Flags::STREAMING,
-            "multi-planar",
-        );
         refused(Flags::VIDEO_M2M_MPLANE | Flags::STREAMING, "codec");
         refused(Flags::META_CAPTURE | Flags::STREAMING, "metadata");
         refused(
