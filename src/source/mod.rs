@@ -4,6 +4,7 @@ pub mod annexb;
 pub mod capture;
 #[cfg(feature = "local")]
 pub mod demo;
+pub mod judge;
 pub mod timeline;
 pub mod v4l2;
 

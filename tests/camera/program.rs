@@ -1,22 +1,32 @@
 //! The program itself: `kvsProducerApp` streams from the camera to its own endpoint, and the recording holds every frame.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
+use kvs_producer_app::clock::Clock;
 use kvs_producer_app::frame::Codec;
 use memchr::memmem;
+use rustix::process::{Pid, Signal};
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::rig::{Clip, Feeder, given};
 
 /// The longest that these tests wait for a word of the program: this machine is emulated, and its host busy.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// It is put beside the test.
+fn program() -> PathBuf {
+    std::env::current_exe()
+        .unwrap()
+        .with_file_name("kvsProducerApp")
+}
 
 /// The program while it runs.
 struct Program {
@@ -37,11 +47,8 @@ struct Outcome {
 impl Program {
     /// Starts it with these arguments beside `--local` and `--report`.
     fn start(arguments: &[&str]) -> Self {
-        let program = std::env::current_exe()
-            .unwrap()
-            .with_file_name("kvsProducerApp");
         let recordings = tempfile::tempdir().unwrap();
-        let mut child = Command::new(program)
+        let mut child = Command::new(program())
             .arg("--local")
             .arg(recordings.path())
             .args(["--report", "-"])
@@ -52,7 +59,7 @@ impl Program {
             .unwrap();
         let (line, log) = channel();
         let stderr = BufReader::new(child.stderr.take().unwrap());
-        thread::spawn(move || {
+        let listen = move || {
             for text in stderr.lines() {
                 let text = text.unwrap();
                 println!("    {text}");
@@ -60,7 +67,8 @@ impl Program {
                     break;
                 }
             }
-        });
+        };
+        thread::Builder::new().spawn(listen).unwrap();
         Self {
             child,
             log,
@@ -81,6 +89,27 @@ impl Program {
                 return;
             }
         }
+    }
+
+    /// Asks it to end, and waits for that.
+    fn stop(self) -> Outcome {
+        rustix::process::kill_process(self.pid(), Signal::TERM).unwrap();
+        self.end()
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    /// Processor time that it has used, in ticks of a hundredth of a second (proc_pid_stat(5), utime and stime).
+    fn ticks(&self) -> u64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        let fields = stat.rsplit(')').next().unwrap().split_whitespace();
+        fields
+            .skip(11)
+            .take(2)
+            .map(|ticks| ticks.parse::<u64>().unwrap())
+            .sum()
     }
 
     /// Waits for its end.
@@ -199,6 +228,217 @@ fn the_program_streams_720p() {
     };
     let device = path.to_str().unwrap();
     stream(&path, &Clip::large(Codec::H264), &["-D", device], "cam");
+}
+
+/// The cameras' nodes: the loopback devices that the tests feed.
+fn cameras() -> Option<(PathBuf, PathBuf)> {
+    Some((given("KVS_TEST_CAMERA")?, given("KVS_TEST_SECOND_CAMERA")?))
+}
+
+#[test]
+fn a_camera_is_found_by_its_name_and_without_a_word() {
+    let Some((path, _)) = cameras() else {
+        return;
+    };
+    let clip = Clip::small(Codec::H264);
+    stream(&path, &clip, &["-D", "CAM0"], "cam");
+    stream(&path, &clip, &[], "cam");
+}
+
+#[test]
+fn two_cameras_stream_at_once() {
+    let Some((first, second)) = cameras() else {
+        return;
+    };
+    thread::scope(|scope| {
+        let other = || {
+            let device = second.to_str().unwrap();
+            stream(&second, &Clip::small(Codec::H265), &["-D", device], "two");
+        };
+        scope.spawn(other);
+        let device = first.to_str().unwrap();
+        stream(&first, &Clip::small(Codec::H264), &["-D", device], "one");
+    });
+}
+
+/// The program's list of nodes, by their paths.
+fn devices() -> BTreeMap<String, Value> {
+    let listed = Command::new(program())
+        .args(["devices", "--json"])
+        .output()
+        .unwrap();
+    assert!(listed.status.success(), "{listed:?}");
+    let Value::Array(devices) = serde_json::from_slice(&listed.stdout).unwrap() else {
+        panic!("an array");
+    };
+    let path = |device: &Value| device["path"].as_str().unwrap().to_owned();
+    devices
+        .into_iter()
+        .map(|device| (path(&device), device))
+        .collect()
+}
+
+#[test]
+fn devices_lists_what_the_nodes_are_and_who_has_them() {
+    let Some((path, second)) = cameras() else {
+        return;
+    };
+    let raw = given("KVS_TEST_RAW_CAMERA").unwrap();
+    let of =
+        |devices: &BTreeMap<String, Value>, path: &Path| devices[path.to_str().unwrap()].clone();
+    let _feeder = Feeder::start(&path, &Clip::small(Codec::H264));
+    let idle = devices();
+    let camera = of(&idle, &path);
+    assert_eq!(
+        (&camera["usable"], &camera["codec"]),
+        (&true.into(), &"H.264".into())
+    );
+    assert_eq!(
+        (&camera["card"], &camera["driver"]),
+        (&"cam0".into(), &"v4l2 loopback".into())
+    );
+    let size = &camera["formats"][0]["sizes"][0];
+    assert_eq!(
+        (&size["width"], &size["height"]),
+        (&640.into(), &480.into())
+    );
+    assert_eq!(size["fps"][0], 15.0);
+    let unfed = of(&idle, &second);
+    assert_eq!(unfed["usable"], false);
+    assert!(
+        unfed["why_not"]
+            .as_str()
+            .unwrap()
+            .contains("start first what feeds it")
+    );
+    let vivid = of(&idle, &raw);
+    assert!(
+        vivid["why_not"]
+            .as_str()
+            .unwrap()
+            .contains("neither H.264 nor H.265")
+    );
+    assert!(vivid["formats"].as_array().unwrap().len() > 1);
+
+    let mut program = Program::start(&["-D", path.to_str().unwrap(), "cam"]);
+    program.says("capturing from");
+    let camera = of(&devices(), &path);
+    assert_eq!(camera["usable"], false);
+    let holder = format!("kvsProducerApp ({})", program.child.id());
+    assert!(
+        camera["why_not"].as_str().unwrap().contains(&holder),
+        "{camera}"
+    );
+    assert!(
+        camera["held_by"]
+            .as_array()
+            .unwrap()
+            .contains(&holder.into()),
+        "{camera}"
+    );
+    program.stop();
+    let text = Command::new(self::program())
+        .arg("devices")
+        .output()
+        .unwrap();
+    println!("{}", String::from_utf8(text.stdout).unwrap());
+}
+
+#[test]
+fn a_camera_that_goes_away_is_waited_for_and_streams_on_when_it_is_back() {
+    let Some((path, _)) = cameras() else {
+        return;
+    };
+    let clip = Clip::small(Codec::H264);
+    let feeder = Feeder::start(&path, &clip);
+    let mut program = Program::start(&["-D", path.to_str().unwrap(), "cam"]);
+    program.says("capturing from");
+    thread::sleep(Duration::from_secs(6));
+    drop(feeder);
+    program.says("the camera is lost");
+    let before = program.ticks();
+    thread::sleep(Duration::from_secs(10));
+    let used = program.ticks() - before;
+    // 2 % of ten seconds.
+    assert!(used <= 20, "{used} ticks while waiting");
+    let _feeder = Feeder::start(&path, &clip);
+    let back = Clock.now();
+    program.says("the camera is back");
+    let took = Clock.now() - back;
+    assert!(took < Duration::from_secs(5), "back after {took:?}");
+    thread::sleep(Duration::from_secs(6));
+    let outcome = program.stop();
+    assert_resumed(&outcome, &clip);
+}
+
+#[test]
+fn a_camera_that_stalls_for_long_streams_on() {
+    let Some((path, _)) = cameras() else {
+        return;
+    };
+    let clip = Clip::small(Codec::H264);
+    let feeder = Feeder::start(&path, &clip);
+    let mut program = Program::start(&["-D", path.to_str().unwrap(), "cam"]);
+    program.says("capturing from");
+    thread::sleep(Duration::from_secs(6));
+    feeder.pause(true);
+    program.says("the camera stalls: starting its stream anew");
+    program.says("the camera is lost");
+    thread::sleep(Duration::from_secs(24));
+    feeder.pause(false);
+    let back = Clock.now();
+    program.says("the camera is back");
+    let took = Clock.now() - back;
+    assert!(took < Duration::from_secs(5), "back after {took:?}");
+    thread::sleep(Duration::from_secs(6));
+    let outcome = program.stop();
+    assert_resumed(&outcome, &clip);
+}
+
+/// Before and after an interruption the recording has whole groups of pictures, and all that is counted as persisted.
+fn assert_resumed(outcome: &Outcome, clip: &Clip) {
+    // Frames between the return and the first key frame depend on what was lost.
+    assert!(
+        matches!(outcome.status.code(), Some(0 | 9)),
+        "{:#?}",
+        outcome.log
+    );
+    let frames = |of: &Value| usize::try_from(of["frames"].as_u64().unwrap()).unwrap();
+    let dropped = &outcome.report["dropped"]["by_reason"];
+    let harmless = frames(&dropped["before_key_frame"]) + frames(&dropped["camera_gap"]);
+    assert_eq!(frames(&outcome.report["dropped"]), harmless, "{dropped}");
+    assert!(harmless <= 4 * clip.fps as usize, "{dropped}");
+    let persisted = frames(&outcome.report["persisted"]);
+    let payloads = clip.payloads();
+    let recording = outcome.recording("cam");
+    let held: usize = payloads
+        .iter()
+        .map(|payload| memmem::find_iter(&recording, payload).count())
+        .sum();
+    assert_eq!(held, persisted, "frames in the recording");
+    assert!(persisted > 6 * clip.fps as usize, "{persisted} frames");
+}
+
+#[test]
+fn the_program_ends_when_the_camera_is_lost_if_it_is_told_to() {
+    let Some((path, _)) = cameras() else {
+        return;
+    };
+    let feeder = Feeder::start(&path, &Clip::small(Codec::H264));
+    let device = path.to_str().unwrap();
+    let mut program = Program::start(&["-D", device, "--exit-on-camera-loss", "cam"]);
+    program.says("capturing from");
+    thread::sleep(Duration::from_secs(5));
+    drop(feeder);
+    let outcome = program.end();
+    assert_eq!(outcome.status.code(), Some(3), "{:#?}", outcome.log);
+    let last = outcome.log.last().unwrap();
+    assert!(
+        last.starts_with("kvsProducerApp: lost the camera "),
+        "{last}"
+    );
+    // What came before is there all the same.
+    assert!(outcome.report["persisted"]["frames"].as_u64().unwrap() > 15);
 }
 
 #[test]

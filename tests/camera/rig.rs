@@ -143,7 +143,7 @@ impl Feeder {
         let paused = Arc::new(AtomicBool::new(false));
         let mut device = camera(path, clip);
         let (stopped, waits, clip) = (Arc::clone(&stop), Arc::clone(&paused), clip.clone());
-        let thread = thread::spawn(move || {
+        let play = move || {
             let interval = Duration::from_secs(1) / clip.fps;
             let mut due = Clock.now();
             for unit in clip.units.iter().cycle() {
@@ -158,7 +158,8 @@ impl Feeder {
                 due += interval;
                 thread::sleep(due.saturating_duration_since(Clock.now()));
             }
-        });
+        };
+        let thread = thread::Builder::new().spawn(play).unwrap();
         Self {
             stop,
             paused,

@@ -479,6 +479,11 @@ impl Interval {
         cross(self.numerator, other.denominator) == cross(other.numerator, self.denominator)
     }
 
+    /// The same as frames a second.
+    pub(super) fn fps(self) -> f64 {
+        f64::from(self.denominator) / f64::from(self.numerator)
+    }
+
     /// The same as time.
     pub(super) fn duration(self) -> Duration {
         Duration::from_secs(self.numerator.into()) / self.denominator

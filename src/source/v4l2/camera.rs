@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use tracing::{debug, info, warn};
 use v4l::FourCC;
 
-use super::abi::{self, Capabilities, Interval, Kernel, Picture, Planes, Readiness};
+use super::abi::{self, Interval, Kernel, Picture, Planes, Readiness};
 use super::control;
 use super::ladder::{Ladder, Rung};
 use super::layout::{Filled, Layout};
@@ -73,7 +73,6 @@ impl fmt::Display for Format {
 /// A capturing device behind some [`Kernel`].
 pub(super) struct Camera<K: Kernel> {
     place: String,
-    capabilities: Capabilities,
     format: Format,
     /// What was asked for and is otherwise, for people.
     remarks: Vec<String>,
@@ -113,7 +112,6 @@ impl<K: Kernel> Camera<K> {
             .map_err(|error| words::refused("starting the stream of", path, error))?;
         Ok(Self {
             place: format!("{path} ({})", capabilities.card),
-            capabilities,
             format: Format {
                 codec,
                 picture,
@@ -137,10 +135,6 @@ impl<K: Kernel> Camera<K> {
 
     pub(super) fn describe(&self) -> String {
         format!("{}: {}", self.place, self.format)
-    }
-
-    pub(super) fn capabilities(&self) -> &Capabilities {
-        &self.capabilities
     }
 
     pub(super) fn remarks(&self) -> &[String] {
@@ -247,10 +241,10 @@ impl<K: Kernel> Camera<K> {
                 Ok(())
             }
             Rung::Restart => {
-                info!(
-                    place = self.place,
-                    "the camera stalls: starting its stream anew"
-                );
+                if self.ladder.begun() {
+                    let place = &self.place;
+                    info!(place, "the camera stalls: starting its stream anew");
+                }
                 self.restart().map_err(|error| self.lost(error))
             }
             Rung::Reopen => Err(self.lost(why)),

@@ -54,6 +54,11 @@ impl Ladder {
         self.begun = true;
     }
 
+    /// Whether a frame has come at all.
+    pub(super) fn begun(&self) -> bool {
+        self.begun
+    }
+
     /// How long no frame has come.
     pub(super) fn silence(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.since)

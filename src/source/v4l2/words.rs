@@ -75,8 +75,39 @@ fn instead(present: &[String]) -> String {
     }
 }
 
+/// Of several nodes none can be used; this one comes nearest.
+pub(super) fn none_usable(path: &Path, reason: &str, nodes: usize) -> Error {
+    let others = match nodes {
+        1 => String::new(),
+        _ => format!("; `kvsProducerApp devices` tells of all {nodes} nodes"),
+    };
+    unusable(&path.display().to_string(), format!("{reason}{others}"))
+}
+
+/// No card has this in its name.
+pub(super) fn no_such_card(name: &str, cards: &[String]) -> Error {
+    let there = if cards.is_empty() {
+        "this machine has no camera that could be asked for its name".to_owned()
+    } else {
+        format!("this machine has {}", cards.join(", "))
+    };
+    let reason = format!("neither a file nor a piece of a camera's name; {there}");
+    unusable(name, reason)
+}
+
+/// There is nothing to choose from.
+pub(super) fn no_node() -> Error {
+    unusable("no camera", instead(&[]))
+}
+
+/// The camera that was captured from is not there.
+pub(super) fn away(path: &Path) -> Error {
+    let reason = "the camera is not there: it was unplugged, or its driver is gone";
+    unusable(&path.display().to_string(), reason)
+}
+
 /// The video nodes of this machine, in the order of their numbers.
-fn video_nodes() -> Vec<String> {
+pub(super) fn video_nodes() -> Vec<String> {
     let mut numbers: Vec<u32> = fs::read_dir("/dev")
         .into_iter()
         .flatten()
@@ -251,7 +282,7 @@ pub(super) fn refused(action: &'static str, path: &str, error: io::Error) -> Err
     }
 }
 
-fn busy(holders: &[String]) -> String {
+pub(super) fn busy(holders: &[String]) -> String {
     if holders.is_empty() {
         "busy: another program is capturing from it; find it with `fuser -v` as root and end it"
             .to_owned()
@@ -264,7 +295,7 @@ fn busy(holders: &[String]) -> String {
 }
 
 /// The processes that have `path` open, as far as we may see: `"ffmpeg (1234)"`.
-fn holders(path: &str) -> Vec<String> {
+pub(super) fn holders(path: &str) -> Vec<String> {
     let Ok(node) = fs::canonicalize(path) else {
         return Vec::new();
     };
@@ -298,7 +329,7 @@ fn pipe(path: &str) -> String {
     )
 }
 
-fn name(fourcc: FourCC) -> String {
+pub(super) fn name(fourcc: FourCC) -> String {
     fourcc.repr.escape_ascii().to_string().trim_end().to_owned()
 }
 
