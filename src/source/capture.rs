@@ -383,7 +383,115 @@ impl<O: FnMut() -> Result<Box<dyn Source>, Error>> Capture<O> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use rustix::time::{ClockId, clock_gettime};
+
     use super::*;
+    use crate::frame::Codec;
+    use crate::ring::shared::share;
+    use crate::ring::{MIN_BUDGET_BYTES, Ring};
+    use crate::shutdown;
+
+    /// Delivers nothing, and is gone after `reads`.
+    struct Leaving {
+        reads: u32,
+    }
+
+    impl Source for Leaving {
+        fn describe(&self) -> String {
+            "a camera that goes away".into()
+        }
+
+        fn read(&mut self) -> Result<Read<'_>, Error> {
+            self.reads = self.reads.checked_sub(1).ok_or_else(gone)?;
+            Ok(Read::Nothing)
+        }
+    }
+
+    fn gone() -> Error {
+        Error::Unusable {
+            place: "the test's camera".into(),
+            reason: "it is away".into(),
+        }
+    }
+
+    fn policy() -> Policy {
+        Policy {
+            when_full: None,
+            silence: SILENCE,
+            reopen: true,
+        }
+    }
+
+    #[test]
+    fn waiting_for_a_camera_takes_no_processor_time() {
+        let (writer, _reader) = share(Ring::new(MIN_BUDGET_BYTES));
+        let (trigger, shutdown) = shutdown::pair();
+        let mut opened = 0;
+        let open = || {
+            opened += 1;
+            match opened {
+                1 => Ok(Box::new(Leaving { reads: 3 }) as Box<dyn Source>),
+                _ => Err(gone()),
+            }
+        };
+        let time = Duration::from_secs(3);
+        let used = std::thread::scope(|scope| {
+            scope.spawn(move || {
+                std::thread::sleep(time);
+                drop(trigger);
+            });
+            let before = clock_gettime(ClockId::ThreadCPUTime);
+            let end = run(open, writer, policy(), Clock, &shutdown).unwrap();
+            assert_eq!(end, End::Shutdown);
+            clock_gettime(ClockId::ThreadCPUTime) - before
+        });
+        let used = Duration::try_from(used).unwrap();
+        assert!(used < time / 50, "{used:?} of {time:?}");
+        assert!((4..10).contains(&opened), "opened {opened} times");
+    }
+
+    /// Counts how often it is asked for a key frame, and has none.
+    struct Keyless<'a> {
+        asked: &'a AtomicU32,
+    }
+
+    impl Source for Keyless<'_> {
+        fn describe(&self) -> String {
+            "a camera without key frames".into()
+        }
+
+        fn want_key_frame(&mut self) {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+        }
+
+        fn read(&mut self) -> Result<Read<'_>, Error> {
+            std::thread::sleep(Duration::from_millis(10));
+            Ok(Read::Packet(Packet {
+                codec: Codec::H264,
+                data: &[0, 0, 0, 1, 0x41, 0x9A],
+                at: Clock.monotonic(),
+                discontinuity: false,
+            }))
+        }
+    }
+
+    #[test]
+    fn a_key_frame_is_asked_for_at_the_start_and_once_a_second_until_it_comes() {
+        static ASKED: AtomicU32 = AtomicU32::new(0);
+        let (writer, _reader) = share(Ring::new(MIN_BUDGET_BYTES));
+        let (trigger, shutdown) = shutdown::pair();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                std::thread::sleep(Duration::from_millis(1500));
+                drop(trigger);
+            });
+            let open = || Ok(Box::new(Keyless { asked: &ASKED }) as Box<dyn Source>);
+            run(open, writer, policy(), Clock, &shutdown).unwrap();
+        });
+        assert_eq!(ASKED.load(Ordering::Relaxed), 2);
+    }
 
     #[test]
     fn a_camera_that_stays_away_is_told_of_once_a_minute() {

@@ -5,6 +5,7 @@
 
 mod program;
 mod rig;
+mod usb;
 
 use std::env;
 use std::os::unix::process::CommandExt as _;

@@ -3,6 +3,7 @@
 use std::env;
 use std::fs;
 use std::io::Write as _;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,6 +13,7 @@ use std::time::Duration;
 use kvs_producer_app::clock::Clock;
 use kvs_producer_app::codec::{Parser, Unit};
 use kvs_producer_app::frame::{Codec, Payload as _};
+use rustix::io::{FdFlags, fcntl_setfd};
 use v4l::video::Output;
 use v4l::video::output::Parameters;
 use v4l::{Device, Format, FourCC};
@@ -104,6 +106,7 @@ pub fn camera(path: &Path, clip: &Clip) -> Device {
         Codec::H265 => b"HEVC",
     });
     let mut device = Device::with_path(path).unwrap();
+    close_on_exec(&device);
     let format = Format::new(clip.width, clip.height, fourcc);
     let format = Output::set_format(&device, &format).unwrap();
     assert_eq!(
@@ -122,6 +125,15 @@ pub fn camera(path: &Path, clip: &Clip) -> Device {
         thread::sleep(Duration::from_millis(50));
     }
     panic!("{name} did not become a camera");
+}
+
+/// The programs that the tests start must not keep the camera alive.
+#[expect(unsafe_code, reason = "v4l lends its descriptor as a number only")]
+fn close_on_exec(device: &Device) {
+    let handle = device.handle();
+    // SAFETY: `handle` keeps the descriptor open for as long as it is borrowed.
+    let fd = unsafe { BorrowedFd::borrow_raw(handle.fd()) };
+    fcntl_setfd(fd, FdFlags::CLOEXEC).unwrap();
 }
 
 /// Writes one frame.
@@ -146,7 +158,8 @@ impl Feeder {
         let play = move || {
             let interval = Duration::from_secs(1) / clip.fps;
             let mut due = Clock.now();
-            for unit in clip.units.iter().cycle() {
+            // The first is in the device already.
+            for unit in clip.units.iter().cycle().skip(1) {
                 while waits.load(Ordering::Relaxed) && !stopped.load(Ordering::Relaxed) {
                     thread::sleep(interval);
                     due = Clock.now();

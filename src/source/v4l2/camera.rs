@@ -108,6 +108,7 @@ impl<K: Kernel> Camera<K> {
         let interval = settle_interval(&kernel, planes, options, &mut remarks);
         remarks.extend(settings::apply(&kernel, options, codec, picture, interval));
         let (layout, buffers) = set_up_buffers(&kernel, planes, path)?;
+        let (started, count) = (clock.monotonic(), buffers.len());
         abi::stream_on(&kernel, planes)
             .map_err(|error| words::refused("starting the stream of", path, error))?;
         Ok(Self {
@@ -124,7 +125,7 @@ impl<K: Kernel> Camera<K> {
             lent: None,
             ledger: Ledger {
                 longest_frame: picture.longest_frame as usize,
-                ..Ledger::default()
+                ..Ledger::new(started, count)
             },
             ladder: Ladder::new(interval.map(Interval::duration), clock.now()),
             makes_key_frames: control::query(&kernel, control::id::FORCE_KEY_FRAME).is_some(),
@@ -268,8 +269,9 @@ impl<K: Kernel> Camera<K> {
         for index in self.indices() {
             self.layout.queue(&self.kernel, self.planes, index)?;
         }
+        self.ledger
+            .begin_anew(self.clock.monotonic(), self.buffers.len());
         abi::stream_on(&self.kernel, self.planes)?;
-        self.ledger.begin_anew();
         Ok(())
     }
 
@@ -423,6 +425,10 @@ fn find_layout<K: Kernel>(kernel: &K, planes: Planes) -> io::Result<&'static Lay
 struct Ledger {
     /// See [`Picture::longest_frame`]; 0 from drivers that leave the field empty.
     longest_frame: usize,
+    /// When the stream was started, on the clock of the frames' times.
+    started: Duration,
+    /// How many more buffers may be from before that: all that there are, until one is not.
+    may_be_old: usize,
     sequence: Option<u32>,
     discontinuity: bool,
     losses: Losses,
@@ -431,6 +437,15 @@ struct Ledger {
 }
 
 impl Ledger {
+    /// For a stream that starts now, with so many buffers.
+    fn new(started: Duration, buffers: usize) -> Self {
+        Self {
+            started,
+            may_be_old: buffers,
+            ..Self::default()
+        }
+    }
+
     /// The length of the frame in a buffer of `mapped` bytes, or `None` when the buffer holds no frame.
     fn judge(&mut self, filled: &Filled, mapped: usize) -> Option<usize> {
         let end = filled.bytes_used as usize;
@@ -443,7 +458,17 @@ impl Ledger {
             0 => mapped,
             longest => longest.min(mapped),
         };
-        let left_over = self.sequence.is_none() && length >= brim;
+        let full = self.sequence.is_none() && length >= brim;
+        // v4l2loopback begins with the last frame that it has, however old.
+        let old = filled
+            .captured
+            .is_some_and(|captured| captured < self.started);
+        self.may_be_old = if old {
+            self.may_be_old.saturating_sub(1)
+        } else {
+            0
+        };
+        let left_over = full || (old && self.may_be_old > 0);
         let void = length == 0 || left_over;
         self.follow(filled.sequence, damaged || void);
         if damaged {
@@ -475,7 +500,9 @@ impl Ledger {
     }
 
     /// The stream was stopped and started: what comes decodes from its own first key frame on.
-    fn begin_anew(&mut self) {
+    fn begin_anew(&mut self, started: Duration, buffers: usize) {
+        self.started = started;
+        self.may_be_old = buffers;
         self.sequence = None;
         self.discontinuity = true;
     }
@@ -515,6 +542,10 @@ mod tests {
     use crate::codec::FrameRate;
     use crate::frame::Dimensions;
 
+    /// Seconds on CLOCK_MONOTONIC that lie after the start of any test, and half a second more.
+    const AFTER: i32 = 1_000_000_000;
+    const START: Duration = Duration::from_millis(1_000_000_000_500);
+
     fn start(fake: Fake) -> Result<Camera<Fake>, Error> {
         Camera::start(fake, "/dev/video0", &Options::default(), Clock)
     }
@@ -532,7 +563,7 @@ mod tests {
             bytes_used: 5,
             flags: MONOTONIC,
             sequence,
-            at: (1, 500_000),
+            at: (AFTER, 500_000),
         }
     }
 
@@ -811,6 +842,25 @@ mod tests {
     }
 
     #[test]
+    fn first_buffers_from_before_the_start_are_left_over() {
+        let old = |sequence| Step::Filled {
+            bytes_used: 5,
+            flags: MONOTONIC,
+            sequence,
+            at: (0, 1),
+        };
+        let steps = [old(3), old(4), frame(5), old(6)];
+        let mut camera = start(Fake::default().with(steps)).unwrap();
+        assert_eq!(read(&mut camera), Some((5, content(2), false)));
+        assert_eq!(read(&mut camera), Some((5, content(3), false)));
+        assert_eq!(camera.losses().void, 2);
+        // A driver whose times have nothing to do with ours is believed after as many as it can have had.
+        let mut camera = start(Fake::default().with((0..20).map(old))).unwrap();
+        let frames = (0..20).filter(|_| read(&mut camera).is_some()).count();
+        assert_eq!(frames, 13);
+    }
+
+    #[test]
     fn half_of_all_buffers_damaged_for_long_leaves_the_other_half() {
         let steps = (0..200).map(|n| {
             if n % 2 == 0 {
@@ -860,12 +910,12 @@ mod tests {
             at,
         };
         let steps = [
-            stamped(MONOTONIC, (1, 500_000)),
+            stamped(MONOTONIC, (AFTER, 500_000)),
             stamped(MONOTONIC, (0, 0)),
             stamped(0, (1, 0)),
             stamped(COPIED, (1, 0)),
             stamped(MONOTONIC, (-1, 0)),
-            stamped(MONOTONIC, (1_000_000_000, 0)),
+            stamped(MONOTONIC, (2_000_000_000, 0)),
             stamped(MONOTONIC, (1, 0)),
         ];
         let mut camera = start(Fake::default().with(steps)).unwrap();
@@ -876,9 +926,9 @@ mod tests {
         }
         let after = Clock.monotonic();
         assert_eq!(times.len(), 7);
-        assert_eq!(times[0], Duration::from_millis(1500));
+        assert_eq!(times[0], START);
         // Ahead of the present and backward: the capture loop's timeline makes sense of them.
-        assert_eq!(times[5], Duration::from_secs(1_000_000_000));
+        assert_eq!(times[5], Duration::from_secs(2_000_000_000));
         assert_eq!(times[6], Duration::from_secs(1));
         assert!(
             times[1..5].iter().all(|at| (before..=after).contains(at)),
@@ -936,7 +986,7 @@ mod tests {
             let Read::Packet(packet) = camera.read().unwrap() else {
                 panic!("no frame with {layout:?}");
             };
-            assert_eq!(packet.at, Duration::from_millis(1500));
+            assert_eq!(packet.at, START);
             assert_eq!(packet.data, [content(0); 5]);
             assert_eq!(read(&mut camera), Some((5, content(1), true)));
         }
