@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use clap::{ArgAction, Parser, ValueEnum};
 
-use crate::app::{Config, Device, LogFormat, ReportTo};
+use crate::app::{Config, Device, ReportTo};
 use crate::codec::FrameRate;
 use crate::frame::{Codec, Dimensions};
 use crate::kvs::aws;
 use crate::kvs::session::Settings;
+use crate::log::Format;
 use crate::ring::{MIN_BUDGET_BYTES, WhenFull};
 use crate::source::capture;
 use crate::source::v4l2::{self, Profile};
@@ -106,8 +107,9 @@ pub struct Args {
     #[arg(long, value_name = "FILE", env = "KVS_CA_FILE")]
     pub ca_file: Option<PathBuf>,
 
-    /// Seconds that may pass at the end until everything is persisted
-    #[arg(long, value_name = "SECONDS", env = "KVS_GRACE", default_value_t = 30)]
+    /// Seconds that may pass at the end until everything is persisted; and, for a file, until the service is first reached
+    #[arg(long, value_name = "SECONDS", env = "KVS_GRACE", default_value_t = 30,
+          value_parser = clap::value_parser!(u64).range(0..=86_400))]
     pub grace: u64,
 
     /// Where one JSON object with the results goes at the end: a file, or "-" for standard output
@@ -124,7 +126,7 @@ pub struct Args {
 
     /// How the log is written
     #[arg(long, env = "KVS_LOG_FORMAT", default_value = "text")]
-    pub log_format: LogFormatArg,
+    pub log_format: FormatArg,
 
     /// Stream to a KVS-compatible service inside this process; with DIR it records what it gets under DIR/CHANNEL/
     #[cfg(feature = "local")]
@@ -180,9 +182,9 @@ pub enum WhenFullArg {
     Wait,
 }
 
-/// See [`LogFormat`].
+/// See [`Format`].
 #[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum LogFormatArg {
+pub enum FormatArg {
     /// Lines to read
     Text,
     /// One JSON object a line
@@ -216,10 +218,12 @@ impl Args {
             }),
         };
         let finite = matches!(&device, Device::Path(path) if path.is_file());
+        let grace = Duration::from_secs(self.grace);
         let settings = Settings {
             create: !self.no_create,
             tag: !self.tags.is_empty(),
             give_up: finite,
+            patience: finite.then_some(grace),
             ..Settings::default()
         };
         Ok(Config {
@@ -246,14 +250,14 @@ impl Args {
             ca_file: self.ca_file.or_else(aws::ca_file_from_environment),
             session: settings,
             silence: capture::SILENCE,
-            grace: Duration::from_secs(self.grace),
+            grace,
             report: self.report.map(|place| match place.to_str() {
                 Some("-") => ReportTo::Stdout,
                 _ => ReportTo::File(place.into()),
             }),
             log_format: match self.log_format {
-                LogFormatArg::Text => LogFormat::Text,
-                LogFormatArg::Json => LogFormat::Json,
+                FormatArg::Text => Format::Text,
+                FormatArg::Json => Format::Json,
             },
             log_level: log_level(self.verbose, self.quiet),
             #[cfg(feature = "local")]

@@ -9,7 +9,14 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::app::LogFormat;
+/// How the log is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// Lines to read.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
 
 /// Back to the first column, and erase to the end of the line (ECMA-48 CR, EL).
 const WIPE: &[u8] = b"\r\x1b[K";
@@ -45,20 +52,20 @@ impl MakeWriter<'_> for Stderr {
 
 /// Starts the log of this process, on standard error. Libraries are heard from WARN on: at lower levels some print requests
 /// with their signatures.
-pub fn start(level: Level, format: LogFormat) {
+pub fn start(level: Level, format: Format) {
     let libraries = level.min(Level::WARN);
     let filter = Targets::new()
         .with_default(libraries)
         .with_target("kvs_producer_app", level);
     let registry = tracing_subscriber::registry().with(filter);
     match format {
-        LogFormat::Text => {
+        Format::Text => {
             let layer = tracing_subscriber::fmt::layer()
                 .with_target(false)
                 .with_ansi(false);
             registry.with(layer.with_writer(Stderr)).init();
         }
-        LogFormat::Json => {
+        Format::Json => {
             let layer = tracing_subscriber::fmt::layer().json().flatten_event(true);
             registry
                 .with(layer.with_target(false).with_writer(Stderr))

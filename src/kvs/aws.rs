@@ -164,7 +164,10 @@ impl Aws {
             loader = loader.credentials_provider(credentials.clone());
         }
         let sdk: SdkConfig = loader.load().await;
-        let region = sdk.region().ok_or(Error::NoRegion)?.to_string();
+        let region = sdk.region().map_or(String::new(), Region::to_string);
+        if region.is_empty() {
+            return Err(Error::NoRegion);
+        }
         let plain =
             |letter: char| letter.is_ascii_lowercase() || letter.is_ascii_digit() || letter == '-';
         if !region.contains('-') || !region.chars().all(plain) {
@@ -382,7 +385,7 @@ impl Aws {
                 Failure::new(kind, message)
             }
             (error, None) => {
-                if let Some(reason) = tls_error(error) {
+                if let Some(reason @ rustls::Error::InvalidCertificate(_)) = tls_error(error) {
                     Failure::new(FailureKind::Untrusted, untrusted(place, reason))
                 } else {
                     self.unreachable(call, error)
@@ -393,12 +396,17 @@ impl Aws {
 
     fn unreachable(&self, call: &str, error: &(dyn StdError + 'static)) -> Failure {
         let cause = root_cause(error);
+        let not_http = cause.downcast_ref().is_some_and(hyper::Error::is_parse);
         let unresolved = chain(error).to_string().contains("dns error");
         let advice = match (unresolved, self.place.strip_prefix("region ")) {
             (true, Some(region)) => {
                 format!("; is the region {region:?} right, and the network up?")
             }
             (true, None) => "; is the endpoint's name right, and the network up?".to_owned(),
+            // Something answered.
+            _ if not_http || tls_error(error).is_some() => {
+                "; is that the right port, and http or https as it should be?".to_owned()
+            }
             _ => String::new(),
         };
         let message = format!("{call}: cannot reach {}: {cause}{advice}", self.place);
@@ -434,11 +442,11 @@ fn root_cause<'a>(error: &'a (dyn StdError + 'static)) -> &'a (dyn StdError + 's
     error
 }
 
-/// The refusal of a certificate, wherever it is in the chain. An `io::Error` hides what it wraps from `source`.
+/// What is wrong with TLS, wherever it is in the chain. An `io::Error` hides what it wraps from `source`.
 fn tls_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Error> {
     let mut next = Some(error);
     while let Some(error) = next {
-        if let Some(found @ rustls::Error::InvalidCertificate(_)) = error.downcast_ref() {
+        if let Some(found) = error.downcast_ref() {
             return Some(found);
         }
         let inside = error
@@ -499,6 +507,8 @@ fn http_client(
         // A call in 40 minutes needs no connection kept open.
         .pool_max_idle_per_host(1)
         .pool_idle_timeout(Duration::from_secs(10))
+        // PutMedia goes straight to the service; and credentials of this machine are not for a proxy to see.
+        .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
         .build()?;
     let connector = SharedHttpConnector::new(Connector { client, clock });

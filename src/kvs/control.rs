@@ -269,7 +269,9 @@ impl Control {
     fn start(&mut self, id: ConnectionId) -> Option<Event> {
         let live = self.live.get_mut(&id)?;
         // The wall clock is read here and nowhere else for media: frames keep the camera's spacing from now on.
-        let wall_ms = u64::try_from(self.aws.clock().now().as_millis()).unwrap_or(u64::MAX);
+        // Both clocks at once: what passes between them, like the signing, would be taken for a step of the wall clock.
+        let (wall, media) = (self.aws.clock().now(), self.clock.media());
+        let wall_ms = u64::try_from(wall.as_millis()).unwrap_or(u64::MAX);
         let headers = match self.aws.put_media(&live.origin, Timecode(wall_ms)) {
             Ok(headers) => headers,
             Err(error) => {
@@ -279,8 +281,8 @@ impl Control {
                 return Some(Event::Lost(id, failure));
             }
         };
-        let anchor = i64::try_from(wall_ms).unwrap_or(i64::MAX)
-            - i64::try_from(self.clock.media().0).unwrap_or(0);
+        let anchor =
+            i64::try_from(wall_ms).unwrap_or(i64::MAX) - i64::try_from(media.0).unwrap_or(0);
         self.ring.with(|ring| ring.set_anchor(anchor));
         let body = UploadBody::new(
             id,

@@ -37,6 +37,9 @@ pub struct Settings {
     /// Whether a failure that only somebody's action can cure ends the session as long as nothing was ever streamed: for a
     /// file. A camera goes on trying.
     pub give_up: bool,
+    /// How long any other failure is tried again before nothing was ever streamed: for a file, which would wait for ever.
+    /// `None`: a camera goes on trying.
+    pub patience: Option<Duration>,
     /// For TCP and TLS to be up.
     pub connect_timeout: Duration,
     /// For the head of the answer after the request's.
@@ -67,6 +70,7 @@ impl Default for Settings {
             create: true,
             tag: false,
             give_up: false,
+            patience: None,
             connect_timeout: Duration::from_secs(5),
             head_timeout: Duration::from_secs(5),
             progress_timeout: Duration::from_secs(5),
@@ -306,7 +310,8 @@ pub struct Session {
     settings: Settings,
     credentials: Option<Granted>,
     stream: Stream,
-    retains: bool,
+    /// Whether fragments are ever PERSISTED; `None` while nobody could say, which counts as yes.
+    retains: Option<bool>,
     tagged: bool,
     endpoint: Option<(String, Instant)>,
     call: Option<Call>,
@@ -317,6 +322,8 @@ pub struct Session {
     wait: Option<Instant>,
     drain: Option<Instant>,
     ever_streamed: bool,
+    /// When the first failure was.
+    failing_since: Option<Instant>,
     last_failure: Option<Failure>,
     actions: VecDeque<Action>,
     outcome: Option<Outcome>,
@@ -330,7 +337,7 @@ impl Session {
             settings,
             credentials: None,
             stream: Stream::Unknown,
-            retains: true,
+            retains: None,
             tagged: false,
             endpoint: None,
             call: None,
@@ -345,6 +352,7 @@ impl Session {
             wait: None,
             drain: None,
             ever_streamed: false,
+            failing_since: None,
             last_failure: None,
             actions: VecDeque::new(),
             outcome: None,
@@ -410,14 +418,15 @@ impl Session {
             _ => None,
         };
         let carrier = self.carrier();
-        let rotate = carrier
-            .filter(|carrier| carrier.phase == Phase::Streaming && !carrier.finishing)
-            .map(|carrier| carrier.rotate_at);
-        let next_step = match (look.into_iter().chain(rotate).min(), self.wait) {
-            (Some(next), Some(wait)) => Some(next.max(wait)),
-            (next, wait) => next.or(wait),
-        }
-        .filter(|_| free);
+        let next_step = match carrier {
+            None => look,
+            // Its head's answer, or the end of its body, brings the next event.
+            Some(carrier) if carrier.phase == Phase::Head || carrier.finishing => None,
+            // What is created anew waits for media, which the carrier's own deadlines look for.
+            Some(_) if self.stream == Stream::Missing => None,
+            Some(carrier) => look.max(Some(carrier.rotate_at)),
+        };
+        let next_step = next_step.max(self.wait).filter(|_| free);
         // Nobody tells when a write begins to stand still: it is looked for.
         let flow = carrier
             .and(self.flow.looked)
@@ -426,7 +435,7 @@ impl Session {
             .connections
             .iter()
             .filter_map(|connection| self.due(connection).map(|(due, _)| due));
-        [next_step, self.drain, flow]
+        [next_step, self.drain, flow, self.out_of_patience()]
             .into_iter()
             .flatten()
             .chain(dues)
@@ -477,6 +486,11 @@ impl Session {
         }
         self.call = None;
         match reply {
+            Ok(Reply::Credentials(Some(until))) if until <= now.at => {
+                let message =
+                    "the credentials had expired when they came: is this machine's clock right?";
+                self.fail(Failure::new(FailureKind::NoCredentials, message), now);
+            }
             Ok(Reply::Credentials(until)) => {
                 self.credentials = Some(Granted {
                     since: now.at,
@@ -488,7 +502,7 @@ impl Session {
                 deleting,
                 retention_hours,
             }) => {
-                self.retains = retention_hours > 0;
+                self.retains = Some(retention_hours > 0);
                 if deleting {
                     let message = "the stream is being deleted: wait until it is gone, or stream to another name";
                     self.fail(Failure::new(FailureKind::NotActive, message), now);
@@ -521,6 +535,7 @@ impl Session {
             // GetDataEndpoint and PutMedia are all that ingest needs.
             (Call::Describe, FailureKind::NotPermitted) => {
                 self.stream = Stream::Active;
+                self.retains = None;
                 self.note(Note::DescribeNotPermitted);
             }
             (Call::Create, FailureKind::NotActive) => self.stream = Stream::Unknown,
@@ -607,7 +622,7 @@ impl Session {
     }
 
     fn acknowledged(&mut self, id: ConnectionId, ack: Ack, now: Now) {
-        let retains = self.retains;
+        let retains = self.retains.unwrap_or(true);
         let Some(connection) = self.connection(id) else {
             return;
         };
@@ -703,7 +718,8 @@ impl Session {
         if kind.wants_endpoint() {
             self.endpoint = None;
         }
-        if kind.wants_describe() {
+        // As long as nobody could say what is retained, waiting for PERSISTED may be what fails.
+        if kind.wants_describe() || (self.stream == Stream::Active && self.retains.is_none()) {
             self.stream = Stream::Unknown;
         }
         if kind.wants_credentials() {
@@ -721,6 +737,7 @@ impl Session {
         }
         self.note(Note::Failed(failure.clone(), wait));
         self.last_failure = Some(failure.clone());
+        self.failing_since.get_or_insert(now.at);
         let over = self.settings.give_up || self.drain.is_some();
         if hopeless && !self.ever_streamed && over {
             self.end(Outcome::GaveUp(failure));
@@ -770,6 +787,12 @@ impl Session {
         silent.into_iter().chain(unconfirmed).min()
     }
 
+    /// When nothing but failures is enough.
+    fn out_of_patience(&self) -> Option<Instant> {
+        let since = self.failing_since.filter(|_| !self.ever_streamed)?;
+        self.settings.patience.map(|patience| since + patience)
+    }
+
     fn watch(&mut self, now: Now) {
         if self.outcome.is_some() {
             return;
@@ -781,6 +804,11 @@ impl Session {
         });
         if let Some((id, what)) = due {
             self.stalled(id, what, now);
+        }
+        if self.out_of_patience().is_some_and(|at| now.at >= at)
+            && let Some(failure) = self.last_failure.clone()
+        {
+            return self.end(Outcome::GaveUp(failure));
         }
         let Some(until) = self.drain else { return };
         let hopeless = self
@@ -876,10 +904,12 @@ impl Session {
     /// Whether a connection may be opened with these credentials.
     fn is_good(&self, granted: Granted, now: Now) -> bool {
         let fresh = now.at < granted.since + LEAST_CREDENTIAL_USE;
-        fresh
-            || granted
-                .until
-                .is_none_or(|until| now.at + self.settings.credential_margin < until)
+        let margin = if fresh {
+            Duration::ZERO
+        } else {
+            self.settings.credential_margin
+        };
+        granted.until.is_none_or(|until| now.at + margin < until)
     }
 
     fn call(&mut self, call: Call) {
@@ -990,3 +1020,6 @@ impl Session {
             .any(|connection| matches!(connection.phase, Phase::Opening | Phase::Ready))
     }
 }
+
+#[cfg(test)]
+mod tests;

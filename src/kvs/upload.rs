@@ -20,6 +20,11 @@ use crate::mkv::{self, Fragmenter, Names};
 use crate::ring::shared::Reader;
 use crate::ring::{ConnectionId, Peek, Ring};
 
+/// The most that is handed over at once, in bytes. A connection moves as long as it takes the next piece in time: this over
+/// the session's progress timeout is the slowest that does not count as standing still, 7 kbit/s. The HTTP client queues 16
+/// pieces, so it is also what bounds them.
+const PIECE_BYTES: usize = 4096;
+
 /// What control and a body share.
 #[derive(Debug, Clone, Default)]
 pub struct Handle {
@@ -54,6 +59,8 @@ pub struct UploadBody {
     fragment: Option<Timecode>,
     /// The parts of one frame.
     queue: VecDeque<Bytes>,
+    /// The service has seen a fragment begin and no tag that ends it.
+    open: bool,
     ended: bool,
 }
 
@@ -62,7 +69,10 @@ enum Step {
     Header(Arc<TrackInfo>),
     Begun(Timecode),
     Queued,
-    Sent,
+    /// A fragment is at its end; whether the next one is there already.
+    Sent {
+        followed: bool,
+    },
     End(BodyEnd),
 }
 
@@ -83,6 +93,7 @@ impl UploadBody {
             track: None,
             fragment: None,
             queue: VecDeque::new(),
+            open: false,
             ended: false,
         }
     }
@@ -105,7 +116,9 @@ impl UploadBody {
                     .push_front(self.fragmenter.block(frame.offset_ms, frame.key, frame.len));
                 Some(Step::Queued)
             }
-            Peek::FragmentEnd => ring.finish().map(|_| Step::Sent),
+            Peek::FragmentEnd => ring.finish().map(|_| Step::Sent {
+                followed: matches!(ring.peek(), Peek::Fragment(_)),
+            }),
             Peek::Nothing { inside: false } if asked => Some(Step::End(BodyEnd::Asked)),
             Peek::Nothing { .. } => None,
             // A body that has sent nothing would end for nothing.
@@ -126,21 +139,31 @@ impl UploadBody {
             Step::Begun(timecode) => {
                 self.fragmenter.begin_fragment(timecode);
                 self.fragment = Some(timecode);
+                self.open = true;
                 self.report(Event::Begun(self.connection, timecode));
             }
             Step::Queued => {}
-            Step::Sent => {
+            Step::Sent { followed } => {
+                // The next cluster would end it for the service, and may be seconds away.
+                if !followed {
+                    self.close_fragment();
+                }
                 if let Some(timecode) = self.fragment.take() {
                     self.report(Event::Sent(self.connection, timecode));
                 }
             }
             Step::End(why) => {
-                if self.track.is_some() {
-                    self.queue.push_back(mkv::end_of_fragment());
-                }
+                self.close_fragment();
                 self.ended = true;
                 self.report(Event::BodyEnded(self.connection, why));
             }
+        }
+    }
+
+    fn close_fragment(&mut self) {
+        if self.open {
+            self.queue.push_back(mkv::end_of_fragment());
+            self.open = false;
         }
     }
 
@@ -160,7 +183,10 @@ impl Body for UploadBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let body = &mut *self;
         loop {
-            if let Some(bytes) = body.queue.pop_front() {
+            if let Some(mut bytes) = body.queue.pop_front() {
+                if bytes.len() > PIECE_BYTES {
+                    body.queue.push_front(bytes.split_off(PIECE_BYTES));
+                }
                 body.handle.taken.fetch_add(bytes.len(), Ordering::Relaxed);
                 return Poll::Ready(Some(Ok(Frame::data(bytes))));
             }

@@ -405,11 +405,15 @@ impl Ring {
         when_full: WhenFull,
     ) -> Push {
         let len = payload.len();
+        if self.closed {
+            return self.refuse(len, DropReason::NotSentInTime);
+        }
         let at = self
             .last_at
             .map_or(frame.at, |last| frame.at.max(MediaTime(last.0 + 1)));
 
-        if frame.discontinuity && !frame.key {
+        // Where a key frame is awaited already, that is for the reason that came first.
+        if frame.discontinuity && !frame.key && self.awaiting_key.is_none() {
             self.break_fragment(DropReason::CameraGap);
         }
         let starts = match self.writing() {
@@ -621,8 +625,8 @@ impl Ring {
                 WhenFull::Drop => {
                     self.release_unconfirmed() || self.evict_oldest() || self.release_sent()
                 }
-                // Waiting helps unless the fragment being sent is the one being written: it is larger than the ring.
-                WhenFull::Wait => self.sends_what_is_written() && self.release_sent(),
+                // Waiting helps unless the fragment being written has the ring to itself: it is larger than the ring.
+                WhenFull::Wait => self.writes_all_that_is_held() && self.release_sent(),
             };
             if !freed {
                 return false;
@@ -686,11 +690,8 @@ impl Ring {
         freed
     }
 
-    fn sends_what_is_written(&self) -> bool {
-        self.cursor.begun.is_some()
-            && self
-                .writing()
-                .is_some_and(|fragment| fragment.id == self.cursor.fragment)
+    fn writes_all_that_is_held(&self) -> bool {
+        self.fragments.len() == 1 && self.writing().is_some()
     }
 
     fn index_of(&self, id: FragmentId) -> Option<usize> {
@@ -930,9 +931,13 @@ impl Ring {
         self.closed && self.fragments.is_empty()
     }
 
-    /// Whether a frame or the start of a fragment waits to be handed over.
+    /// Whether a frame, or the start or end of a fragment, waits for the reader. The end counts: while the reader has not
+    /// asked for it, the last frame's bytes may still be in its hands.
     pub fn has_unsent(&self) -> bool {
-        matches!(self.peek(), Peek::Frame | Peek::Fragment(_))
+        matches!(
+            self.peek(),
+            Peek::Frame | Peek::Fragment(_) | Peek::FragmentEnd
+        )
     }
 
     /// What became of every frame so far.

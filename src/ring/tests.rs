@@ -251,6 +251,29 @@ fn a_writer_that_can_wait_loses_nothing_and_is_let_through_when_only_that_helps(
 }
 
 #[test]
+fn a_writer_that_can_wait_does_so_while_an_older_fragment_may_be_confirmed() {
+    let (mut ring, camera) = (ring(8), Camera { track: track(0) });
+    ring.set_anchor(0);
+    camera.push_as(&mut ring, 0, true, 3 * BLOCK, WhenFull::Wait);
+    let mut times = (1000..).step_by(40).take(8);
+    let full = times.find(|&at| {
+        let push = camera.push_as(&mut ring, at, at == 1000, BLOCK, WhenFull::Wait);
+        send(&mut ring, C0);
+        push == Push::Full
+    });
+    let at = full.expect("more than 8 blocks");
+    // Both can still be sent again; and room comes with the first one's confirmation.
+    assert_eq!(ring.rewind(C0), 2);
+    assert_eq!(ring.counts().dropped_in_all().frames, 0);
+    send(&mut ring, C1);
+    ring.confirm(Timecode(0)).expect("sent whole");
+    assert!(matches!(
+        camera.push_as(&mut ring, at, false, BLOCK, WhenFull::Wait),
+        Push::Stored(_)
+    ));
+}
+
+#[test]
 fn a_frame_larger_than_the_ring_is_dropped_with_what_depends_on_it() {
     let (mut ring, camera) = (ring(4), Camera { track: track(0) });
     camera.push(&mut ring, 0, true, 10);
@@ -306,6 +329,18 @@ fn a_fragment_is_not_confirmed_before_it_was_sent_whole() {
     camera.push(&mut ring, 0, true, 50);
     send(&mut ring, C0);
     assert_eq!(ring.confirm(Timecode(0)), None);
+}
+
+#[test]
+fn the_end_of_a_fragment_waits_for_the_reader_like_a_frame() {
+    let (mut ring, camera) = (ring(64), Camera { track: track(0) });
+    camera.push(&mut ring, 0, true, 10);
+    ring.close();
+    ring.begin(C0).unwrap();
+    ring.take_frame(&mut VecDeque::new()).unwrap();
+    assert!(ring.has_unsent(), "nobody has asked for the fragment's end");
+    ring.finish().unwrap();
+    assert!(!ring.has_unsent());
 }
 
 #[test]

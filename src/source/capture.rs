@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tracing::{debug, info, warn};
 
 use super::judge::Judge;
-use super::timeline::Timeline;
+use super::timeline::{Pace, Timeline};
 use super::{Error, Packet, Read, Source};
 use crate::backoff::Backoff;
 use crate::chain;
@@ -71,7 +71,7 @@ pub fn run(
         policy,
         when_full: WhenFull::Drop,
         clock,
-        timeline: Timeline::default(),
+        timeline: Timeline::new(Pace::Live),
         parser: None,
         episode: None,
         judge,
@@ -154,6 +154,11 @@ impl<O: FnMut() -> Result<Box<dyn Source>, Error>> Capture<O> {
                 WhenFull::Wait
             };
             self.when_full = self.policy.when_full.unwrap_or(by_kind);
+            self.timeline = Timeline::new(if source.is_live() {
+                Pace::Live
+            } else {
+                Pace::Stored
+            });
             // A fault in reading one camera's data must not take the ring, and what is in it, along.
             let mut delivered = false;
             let read =

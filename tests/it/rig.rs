@@ -5,13 +5,14 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use aws_credential_types::Credentials;
-use kvs_producer_app::app::{self, Config, Device, Error, LogFormat, Summary};
+use kvs_producer_app::app::{self, Config, Device, Error, Summary};
 use kvs_producer_app::codec::{Event, Parser, Splitter, Unit};
 use kvs_producer_app::frame::{Codec, Payload};
 use kvs_producer_app::kvs::aws;
 use kvs_producer_app::kvs::session::Settings;
 use kvs_producer_app::local::view::{History, State};
 use kvs_producer_app::local::{Credential, Endpoint, Options};
+use kvs_producer_app::log::Format;
 use kvs_producer_app::source::capture;
 use kvs_producer_app::source::v4l2;
 use kvs_producer_app::source::{self, POLL, Packet, Read, Source};
@@ -77,7 +78,7 @@ pub fn config(url: &str) -> Config {
         silence: capture::SILENCE,
         grace: Duration::from_secs(20),
         report: None,
-        log_format: LogFormat::Text,
+        log_format: Format::Text,
         log_level: tracing::Level::TRACE,
         local: None,
     }
@@ -132,6 +133,11 @@ impl FastCamera {
 impl Source for FastCamera {
     fn describe(&self) -> String {
         "a fast camera".into()
+    }
+
+    /// Its frames are not of the moment when they come.
+    fn is_live(&self) -> bool {
+        false
     }
 
     fn read(&mut self) -> Result<Read<'_>, source::Error> {
