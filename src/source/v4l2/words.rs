@@ -91,7 +91,7 @@ pub(super) fn no_such_card(name: &str, cards: &[String]) -> Error {
     } else {
         format!("this machine has {}", cards.join(", "))
     };
-    let reason = format!("neither a file nor a piece of a camera's name; {there}");
+    let reason = format!("No such file, and no camera with this in its name; {there}");
     unusable(name, reason)
 }
 
