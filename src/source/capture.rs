@@ -393,6 +393,7 @@ mod tests {
     use rustix::time::{ClockId, clock_gettime};
 
     use super::*;
+    use crate::codec::{Event, Splitter};
     use crate::frame::Codec;
     use crate::ring::shared::share;
     use crate::ring::{MIN_BUDGET_BYTES, Ring};
@@ -496,6 +497,71 @@ mod tests {
             run(open, writer, policy(), Clock, &shutdown).unwrap();
         });
         assert_eq!(ASKED.load(Ordering::Relaxed), 2);
+    }
+
+    /// Delivers the built-in clip with times that make no sense, and of every so many frames one is cut short.
+    struct Patchy {
+        units: Splitter,
+        index: usize,
+        every: usize,
+    }
+
+    impl Source for Patchy {
+        fn describe(&self) -> String {
+            "a camera that cuts frames short".into()
+        }
+
+        fn read(&mut self) -> Result<Read<'_>, Error> {
+            if !matches!(self.units.advance(), Ok(Some(Event::Unit { .. }))) {
+                return Ok(Read::End);
+            }
+            self.index += 1;
+            let unit = self.units.unit();
+            let now = Clock.monotonic();
+            Ok(Read::Packet(Packet {
+                codec: Codec::H264,
+                data: if self.index.is_multiple_of(self.every) {
+                    &unit[..3]
+                } else {
+                    unit
+                },
+                at: match self.index % 7 {
+                    0 => Duration::ZERO,
+                    1 => now + Duration::from_hours(1),
+                    2 => now / 2,
+                    _ => now,
+                },
+                discontinuity: false,
+            }))
+        }
+    }
+
+    #[test]
+    fn short_frames_cost_what_depends_on_them_and_no_more() {
+        // 250 frames in groups of 50.
+        for (every, stored) in [(1000, 250), (100, 248), (2, 5)] {
+            let (writer, reader) = share(Ring::new(2 * MIN_BUDGET_BYTES));
+            let (_trigger, shutdown) = shutdown::pair();
+            let open = || {
+                let clip = include_bytes!("../../tests/data/demo.h264");
+                let mut units = Splitter::new(Some(Codec::H264), clip.len());
+                units.push(clip);
+                units.finish();
+                let index = 0;
+                Ok(Box::new(Patchy {
+                    units,
+                    index,
+                    every,
+                }) as Box<dyn Source>)
+            };
+            let end = run(open, writer, policy(), Clock, &shutdown).unwrap();
+            assert_eq!(end, End::Media);
+            let counts = reader.with(|ring| ring.counts());
+            let dropped = counts.dropped_for(DropReason::CameraGap).frames;
+            assert_eq!(counts.captured.frames, 250);
+            assert_eq!(counts.captured.frames - dropped, stored, "every {every}");
+            assert_eq!(counts.dropped_in_all().frames, dropped);
+        }
     }
 
     #[test]

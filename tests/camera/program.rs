@@ -1,6 +1,6 @@
 //! The program itself: `kvsProducerApp` streams from the camera to its own endpoint, and the recording holds every frame.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use kvs_producer_app::clock::Clock;
 use kvs_producer_app::frame::Codec;
-use memchr::memmem;
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -161,29 +160,50 @@ impl Outcome {
     }
 }
 
-/// How many frames of the clip the recording holds in a row, beginning with one of its key frames, at most `most`.
-fn frames_in_a_row(recording: &[u8], payloads: &[Vec<u8>], gop: usize, most: usize) -> usize {
-    let from = |first: usize| {
-        let mut rest = recording;
-        let mut found = 0;
-        for payload in payloads.iter().cycle().skip(first).take(most) {
-            let Some(at) = memmem::find(rest, payload) else {
-                break;
-            };
-            // Frames follow each other with a block's few bytes between them, or a cluster's, a tag's and a header's.
-            if found > 0 && at > 2048 {
-                break;
-            }
-            rest = &rest[at + payload.len()..];
-            found += 1;
-        }
-        found
+/// The most that can stand between two frames: a cluster's head, a tag, or another file's header.
+const BETWEEN: usize = 4096;
+
+/// Which frames of the clip the recording holds, in its order. It holds nothing else.
+fn frames_in(recording: &[u8], clip: &Clip) -> Vec<usize> {
+    const HEAD: usize = 32;
+    let payloads = clip.payloads();
+    let mut heads: HashMap<&[u8], Vec<usize>> = HashMap::new();
+    for (index, payload) in payloads.iter().enumerate() {
+        heads.entry(&payload[..HEAD]).or_default().push(index);
+    }
+    let frame_at = |at: usize| {
+        let rest = &recording[at..];
+        let candidates = heads.get(rest.get(..HEAD)?)?;
+        candidates
+            .iter()
+            .copied()
+            .find(|index| rest.starts_with(&payloads[*index]))
     };
-    (0..payloads.len())
-        .step_by(gop)
-        .map(from)
-        .max()
-        .unwrap_or(0)
+    let mut frames = Vec::new();
+    let mut at = 0;
+    while at < recording.len() {
+        let next = (at..recording.len().min(at + BETWEEN)).find_map(|at| Some((at, frame_at(at)?)));
+        let Some((start, index)) = next else {
+            let left = recording.len() - at;
+            assert!(
+                left < BETWEEN,
+                "{left} bytes after {} frames are no frame",
+                frames.len()
+            );
+            break;
+        };
+        frames.push(index);
+        at = start + payloads[index].len();
+    }
+    frames
+}
+
+/// Where the next frame is not the clip's next one, which begins anew after its last.
+fn breaks(frames: &[usize], clip: &Clip) -> Vec<(usize, usize)> {
+    let pairs = frames.windows(2).map(|pair| (pair[0], pair[1]));
+    pairs
+        .filter(|(one, next)| (one + 1) % clip.units.len() != *next)
+        .collect()
 }
 
 /// Streams the clip for some seconds; every frame that the program counts is in the recording, once, in order.
@@ -197,8 +217,9 @@ fn stream(path: &Path, clip: &Clip, arguments: &[&str], channel: &str) {
     // At least this much after the start, which takes longest, and the first key frame, which takes up to two seconds.
     assert!(persisted > 3 * fps, "{persisted} frames");
     let recording = outcome.recording(channel);
-    let found = frames_in_a_row(&recording, &clip.payloads(), 2 * fps, persisted);
-    assert_eq!(found, persisted, "frames in the recording");
+    let frames = frames_in(&recording, clip);
+    assert_eq!(frames.len(), persisted, "frames in the recording");
+    assert_eq!(breaks(&frames, clip), []);
 }
 
 #[test]
@@ -449,13 +470,14 @@ fn assert_resumed(outcome: &Outcome, clip: &Clip) {
     assert_eq!(frames(&outcome.report["dropped"]), harmless, "{dropped}");
     assert!(harmless <= 4 * clip.fps as usize, "{dropped}");
     let persisted = frames(&outcome.report["persisted"]);
-    let payloads = clip.payloads();
-    let recording = outcome.recording("cam");
-    let held: usize = payloads
-        .iter()
-        .map(|payload| memmem::find_iter(&recording, payload).count())
-        .sum();
-    assert_eq!(held, persisted, "frames in the recording");
+    let held = frames_in(&outcome.recording("cam"), clip);
+    assert_eq!(held.len(), persisted, "frames in the recording");
+    let breaks = breaks(&held, clip);
+    let gop = 2 * clip.fps as usize;
+    assert!(
+        breaks.len() <= 1 && breaks.iter().all(|(_, next)| next.is_multiple_of(gop)),
+        "one interruption at most, and then a key frame, not {breaks:?}"
+    );
     assert!(persisted > 6 * clip.fps as usize, "{persisted} frames");
 }
 

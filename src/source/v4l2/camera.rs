@@ -15,7 +15,7 @@ use super::ladder::{Ladder, Rung};
 use super::layout::{Filled, Layout};
 use super::{Losses, Options, settings, words};
 use crate::clock::Clock;
-use crate::frame::Codec;
+use crate::frame::{Codec, Dimensions};
 use crate::source::{Error, POLL, Packet, Read};
 
 /// Buffers asked for. Eight are a quarter of a second at 30 frames a second, for a busy single processor; where memory
@@ -104,7 +104,13 @@ impl<K: Kernel> Camera<K> {
         let planes = Planes::of(capabilities.flags);
 
         let mut remarks = Vec::new();
-        let (codec, picture) = choose(&kernel, planes, path, options, &mut remarks)?;
+        let offered = abi::formats(&kernel, planes)
+            .map_err(|error| words::refused("listing the formats of", path, error))?;
+        let (fourcc, codec) = preferred(&offered, options.codec).ok_or_else(|| {
+            words::no_encoder(path, &capabilities.driver, &offered, options.codec)
+        })?;
+        let size = options.size;
+        let picture = set_format(&kernel, planes, path, (fourcc, codec), size, &mut remarks)?;
         let interval = settle_interval(&kernel, planes, options, &mut remarks);
         remarks.extend(settings::apply(&kernel, options, codec, picture, interval));
         let (layout, buffers) = set_up_buffers(&kernel, planes, path)?;
@@ -161,6 +167,8 @@ impl<K: Kernel> Camera<K> {
     pub(super) fn read(&mut self) -> Result<Read<'_>, Error> {
         if let Some(index) = self.lent.take() {
             self.give_back(index)?;
+            // Not when it came: what its reader did meanwhile is no silence of the camera.
+            self.ladder.delivered(self.clock.now());
         }
         if let Some(rung) = self.ladder.silent(self.clock.now()) {
             let seconds = self.ladder.silence(self.clock.now()).as_secs();
@@ -170,7 +178,6 @@ impl<K: Kernel> Camera<K> {
         let Some((filled, length)) = self.next_frame()? else {
             return Ok(Read::Nothing);
         };
-        self.ladder.delivered(self.clock.now());
         self.lent = Some(filled.index);
         let start = filled.data_offset as usize;
         Ok(Read::Packet(Packet {
@@ -315,21 +322,18 @@ impl<K: Kernel> Drop for Camera<K> {
     }
 }
 
-/// Finds the encoded format and sets it, with the size that is asked for, or else the one that the driver has.
-fn choose(
+/// Sets the format, with the size that is asked for, or else the one that the driver has.
+fn set_format(
     kernel: &impl Kernel,
     planes: Planes,
     path: &str,
-    options: &Options,
+    (fourcc, codec): (FourCC, Codec),
+    size: Option<Dimensions>,
     remarks: &mut Vec<String>,
-) -> Result<(Codec, Picture), Error> {
-    let offered = abi::formats(kernel, planes)
-        .map_err(|error| words::refused("listing the formats of", path, error))?;
-    let (fourcc, codec) = preferred(&offered, options.codec)
-        .ok_or_else(|| words::no_encoder(path, &offered, options.codec))?;
+) -> Result<Picture, Error> {
     let now = abi::picture(kernel, planes)
         .map_err(|error| words::refused("reading the format of", path, error))?;
-    let size = options.size.map(|size| (size.width, size.height));
+    let size = size.map(|size| (size.width, size.height));
     let (width, height) = size.unwrap_or((now.width, now.height));
     let wanted = Picture {
         fourcc,
@@ -350,7 +354,7 @@ fn choose(
         } = picture;
         remarks.push(format!("size is {w}x{h}, not {width}x{height}"));
     }
-    Ok((codec, picture))
+    Ok(picture)
 }
 
 /// Sets the frame rate when one is asked for. A driver that keeps its own is no reason to give up: frames carry their
@@ -540,7 +544,6 @@ mod tests {
     use super::super::fake::{BUFFER_LENGTH, Fake, Step, content};
     use super::*;
     use crate::codec::FrameRate;
-    use crate::frame::Dimensions;
 
     /// Seconds on CLOCK_MONOTONIC that lie after the start of any test, and half a second more.
     const AFTER: i32 = 1_000_000_000;
@@ -721,6 +724,17 @@ mod tests {
         assert_eq!(read_on(&mut camera), Ok(false));
         assert_eq!(camera.losses(), Losses::default());
         assert_eq!(camera.kernel.queued(), 7);
+    }
+
+    #[test]
+    fn time_that_the_reader_takes_is_no_silence() {
+        let mut camera = impatient(Fake::default().with([frame(0)]));
+        assert_eq!(read_on(&mut camera), Ok(false));
+        thread::sleep(Duration::from_millis(50));
+        for _ in 0..3 {
+            assert_eq!(read(&mut camera), None);
+        }
+        assert_eq!(camera.kernel.starts.get(), 1);
     }
 
     #[test]

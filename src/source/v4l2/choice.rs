@@ -65,8 +65,9 @@ impl Seen {
         let answers = answers.map_err(|reason| refusal(2)(reason.clone()))?;
         words::check_node(&path, &answers.capabilities)
             .map_err(|error| refusal(3)(reason(error)))?;
+        let driver = &answers.capabilities.driver;
         let (_, codec) = camera::preferred(&answers.formats, wanted).ok_or_else(|| {
-            let error = words::no_encoder(&path, &answers.formats, wanted);
+            let error = words::no_encoder(&path, driver, &answers.formats, wanted);
             refusal(1)(reason(error))
         })?;
         if self.busy {

@@ -218,7 +218,12 @@ pub(super) fn check_node(path: &str, capabilities: &Capabilities) -> Result<(), 
 }
 
 /// No format of the camera is one that can be streamed, or not the one that was asked for.
-pub(super) fn no_encoder(path: &str, offered: &[FourCC], wanted: Option<Codec>) -> Error {
+pub(super) fn no_encoder(
+    path: &str,
+    driver: &str,
+    offered: &[FourCC],
+    wanted: Option<Codec>,
+) -> Error {
     let names: Vec<String> = offered.iter().copied().map(name).collect();
     let list = if names.is_empty() {
         "no format at all".to_owned()
@@ -233,6 +238,10 @@ pub(super) fn no_encoder(path: &str, offered: &[FourCC], wanted: Option<Codec>) 
         .any(|fourcc| camera::codec(*fourcc).is_some())
     {
         "leave --codec out to take what it has".to_owned()
+    } else if needs_libcamera(driver, offered) {
+        "this is a bare sensor, which only libcamera can make a picture of: rpicam-vid -t 0 --inline -g 60 -o - | \
+         kvsProducerApp -D - <CHANNEL>"
+            .to_owned()
     } else {
         pipe(path)
     };
@@ -321,11 +330,52 @@ pub(super) fn holders(path: &str) -> Vec<String> {
         .collect()
 }
 
+/// Whether what comes is what the sensor's cells have measured, or the driver is known to stand before an image
+/// processor that only libcamera steers.
+fn needs_libcamera(driver: &str, offered: &[FourCC]) -> bool {
+    const DRIVERS: [&str; 8] = [
+        "unicam",
+        "rp1-cfe",
+        "bcm2835-isp",
+        "pispbe",
+        "ipu3-cio2",
+        "isys",
+        "rkisp1",
+        "qcom-camss",
+    ];
+    // Bayer patterns in 8 to 16 bits, packed and not, by `linux/videodev2.h`.
+    let is_bayer = |fourcc: &FourCC| {
+        matches!(
+            &fourcc.repr,
+            b"BA81"
+                | b"GBRG"
+                | b"GRBG"
+                | b"RGGB"
+                | b"BYR2"
+                | [
+                    b'B' | b'G' | b'R',
+                    b'G' | b'B' | b'A' | b'R',
+                    b'1',
+                    b'0' | b'2' | b'4' | b'6'
+                ]
+                | [
+                    b'p',
+                    b'B' | b'G' | b'g' | b'R',
+                    b'A' | b'C' | b'E' | b'F',
+                    b'A' | b'C' | b'E' | b'F'
+                ]
+        )
+    };
+    DRIVERS.contains(&driver) || (!offered.is_empty() && offered.iter().all(is_bayer))
+}
+
 /// The way out for a camera that does not encode.
 fn pipe(path: &str) -> String {
     format!(
         "encode in software: ffmpeg -f v4l2 -i {path} -c:v libx264 -preset ultrafast -tune zerolatency \
-         -pix_fmt yuv420p -g 60 -f h264 - | kvsProducerApp -D - <CHANNEL>"
+         -pix_fmt yuv420p -g 60 -f h264 - | kvsProducerApp -D - <CHANNEL>, or: gst-launch-1.0 -q v4l2src device={path} ! \
+         decodebin ! videoconvert ! x264enc tune=zerolatency key-int-max=60 ! \
+         video/x-h264,stream-format=byte-stream,profile=main ! fdsink | kvsProducerApp -D - <CHANNEL>"
     )
 }
 
@@ -458,14 +508,28 @@ mod tests {
             FourCC::new(b"MJPG"),
             FourCC::new(b"Y8\xff "),
         ];
-        let error = no_encoder("/dev/video0", &raw, None).to_string();
+        let error = no_encoder("/dev/video0", "uvcvideo", &raw, None).to_string();
         assert!(
             error.contains("neither H.264 nor H.265, it offers YUYV, MJPG, Y8\\xff; "),
             "{error}"
         );
         assert!(error.contains("ffmpeg -f v4l2 -i /dev/video0 "), "{error}");
-        let error =
-            no_encoder("/dev/video0", &[FourCC::new(b"H264")], Some(Codec::H265)).to_string();
+        assert!(error.contains("v4l2src device=/dev/video0 "), "{error}");
+        assert!(!error.contains("libcamera"), "{error}");
+        let bare = [FourCC::new(b"pRAA"), FourCC::new(b"BG10")];
+        let error = no_encoder("/dev/video0", "sensor", &bare, None).to_string();
+        assert!(error.contains("libcamera"), "{error}");
+        let error = no_encoder("/dev/video0", "unicam", &raw, None).to_string();
+        assert!(error.contains("rpicam-vid"), "{error}");
+        let error = no_encoder("/dev/video0", "vivid", &[], None).to_string();
+        assert!(!error.contains("libcamera"), "{error}");
+        let error = no_encoder(
+            "/dev/video0",
+            "",
+            &[FourCC::new(b"H264")],
+            Some(Codec::H265),
+        )
+        .to_string();
         assert!(
             error.contains("no H.265, it offers H264; leave --codec out"),
             "{error}"
