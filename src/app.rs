@@ -2,7 +2,6 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
-use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -28,7 +27,7 @@ use crate::ring::{DropReason, Ring, WhenFull};
 use crate::shutdown::{self, Trigger};
 use crate::source::annexb::{AnnexB, Place};
 use crate::source::capture::{self, Policy};
-use crate::source::v4l2::V4l2;
+use crate::source::v4l2::{self, Finder, Which};
 use crate::source::{self, Source};
 use crate::status::{Line, Look, Overflow, Turn};
 
@@ -57,6 +56,10 @@ pub struct Config {
     pub codec: Option<Codec>,
     /// Frame rate of pipes and files.
     pub fps: Option<FrameRate>,
+    /// What is wanted of a camera.
+    pub camera: v4l2::Options,
+    /// Whether the run ends when the camera is lost; else it is waited for.
+    pub exit_on_camera_loss: bool,
     /// What happens when the ring is full; `None`: as it suits the source.
     pub when_full: Option<WhenFull>,
     /// Which stream, where.
@@ -87,6 +90,10 @@ pub enum Device {
     Stdin,
     /// A V4L2 node, a FIFO or a file.
     Path(PathBuf),
+    /// The first camera that can be used.
+    AnyCamera,
+    /// The first camera that can be used with this in its card's name.
+    NamedCamera(String),
     /// The built-in clip.
     #[cfg(feature = "local")]
     Demo,
@@ -234,7 +241,7 @@ pub async fn run_from(
     let policy = Policy {
         when_full: config.when_full,
         silence: config.silence,
-        reopen: is_camera(&config.device),
+        reopen: is_camera(&config.device) && !config.exit_on_camera_loss,
     };
     std::thread::Builder::new()
         .name("capture".into())
@@ -518,11 +525,13 @@ impl Signals {
 
 fn is_camera(device: &Device) -> bool {
     use std::os::unix::fs::FileTypeExt;
-    let Device::Path(path) = device else {
-        return false;
-    };
-    path.metadata()
-        .is_ok_and(|data| data.file_type().is_char_device())
+    match device {
+        Device::AnyCamera | Device::NamedCamera(_) => true,
+        Device::Path(path) => path
+            .metadata()
+            .is_ok_and(|data| data.file_type().is_char_device()),
+        _ => false,
+    }
 }
 
 /// What opens the source, again and again.
@@ -530,28 +539,34 @@ fn opener(
     config: &Config,
     clock: Clock,
 ) -> impl FnMut() -> Result<Box<dyn Source>, source::Error> + Send + 'static {
-    let device = config.device.clone();
+    enum From {
+        Camera(Box<Finder>),
+        Bytes(Place),
+        #[cfg(feature = "local")]
+        Demo,
+    }
+    let camera = |which| From::Camera(Box::new(Finder::new(which, config.camera.clone(), clock)));
+    let mut from = match &config.device {
+        Device::Stdin => From::Bytes(Place::Stdin),
+        #[cfg(feature = "local")]
+        Device::Demo => From::Demo,
+        Device::Path(path) if is_pipe_or_file(path) => From::Bytes(Place::Path(path.clone())),
+        Device::Path(path) => camera(Which::At(path.clone())),
+        Device::AnyCamera => camera(Which::First),
+        Device::NamedCamera(name) => camera(Which::Named(name.clone())),
+    };
     let pipe = source::annexb::Options {
         codec: config.codec,
         fps: config.fps,
         max_unit_bytes: config.buffer_bytes,
     };
-    let fps = config
-        .fps
-        .and_then(|fps| NonZeroU32::new(fps.numerator() / fps.denominator()));
-    let camera = source::v4l2::Options {
-        codec: config.codec,
-        fps,
-    };
     move || {
-        let place = match &device {
-            Device::Stdin => Place::Stdin,
+        Ok(match &mut from {
+            From::Camera(finder) => Box::new(finder.open()?),
+            From::Bytes(place) => Box::new(AnnexB::open(place.clone(), pipe, clock)?),
             #[cfg(feature = "local")]
-            Device::Demo => return Ok(Box::new(source::demo::Demo::new(clock))),
-            Device::Path(path) if is_pipe_or_file(path) => Place::Path(path.clone()),
-            Device::Path(path) => return Ok(Box::new(V4l2::open(path, &camera, clock)?)),
-        };
-        Ok(Box::new(AnnexB::open(place, pipe, clock)?))
+            From::Demo => Box::new(source::demo::Demo::new(clock)),
+        })
     }
 }
 

@@ -1,17 +1,21 @@
 //! Parse, start the log, run, turn the outcome into an exit code.
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
 use kvs_producer_app::app::{self, Error, Exit, Summary};
 use kvs_producer_app::chain;
-use kvs_producer_app::cli::Args;
 #[cfg(feature = "local")]
 use kvs_producer_app::cli::log_level;
+use kvs_producer_app::cli::{Args, Command};
+#[cfg(feature = "local")]
+use kvs_producer_app::local::command;
 #[cfg(feature = "local")]
 use kvs_producer_app::log::Format;
 use kvs_producer_app::ring::DropReason;
+use kvs_producer_app::source::v4l2::devices::{self, Device};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 fn main() -> ExitCode {
@@ -60,12 +64,11 @@ fn start(args: Args) -> Result<Exit, Failed> {
     Ok(exit)
 }
 
-#[cfg(feature = "local")]
 fn run(mut args: Args, runtime: &tokio::runtime::Runtime) -> Result<Exit, Failed> {
-    use kvs_producer_app::cli::Command;
-    use kvs_producer_app::local::command;
     match args.command.take() {
         None => stream(args, runtime),
+        Some(Command::Devices { json }) => list_devices(json),
+        #[cfg(feature = "local")]
         Some(Command::LocalEndpoint(options)) => {
             kvs_producer_app::log::start(log_level(args.verbose, args.quiet), Format::Text);
             let run = runtime.block_on(app::until_signal(|shutdown| {
@@ -84,9 +87,25 @@ fn run(mut args: Args, runtime: &tokio::runtime::Runtime) -> Result<Exit, Failed
     }
 }
 
-#[cfg(not(feature = "local"))]
-fn run(args: Args, runtime: &tokio::runtime::Runtime) -> Result<Exit, Failed> {
-    stream(args, runtime)
+fn list_devices(json: bool) -> Result<Exit, Failed> {
+    let devices = devices::all();
+    let text = if json {
+        let devices: Vec<_> = devices.iter().map(Device::json).collect();
+        format!("{:#}\n", serde_json::Value::from(devices))
+    } else if devices.is_empty() {
+        "there is no /dev/video* here: plug a camera in or load its driver\n".to_owned()
+    } else {
+        let devices: Vec<_> = devices.iter().map(ToString::to_string).collect();
+        devices.join("\n")
+    };
+    match std::io::stdout().write_all(text.as_bytes()) {
+        // Whoever reads it has seen enough.
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Failed {
+            exit: Exit::Internal,
+            message: format!("cannot write to standard output: {error}"),
+        }),
+        _ => Ok(Exit::Persisted),
+    }
 }
 
 fn stream(args: Args, runtime: &tokio::runtime::Runtime) -> Result<Exit, Failed> {

@@ -14,6 +14,7 @@ use kvs_producer_app::local::view::{History, State};
 use kvs_producer_app::local::{Credential, Endpoint, Options};
 use kvs_producer_app::log::Format;
 use kvs_producer_app::source::capture;
+use kvs_producer_app::source::v4l2;
 use kvs_producer_app::source::{self, POLL, Packet, Read, Source};
 
 /// Name of the stream in these tests.
@@ -45,6 +46,8 @@ pub fn config(url: &str) -> Config {
         buffer_bytes: 4 * 1024 * 1024,
         codec: None,
         fps: None,
+        camera: v4l2::Options::default(),
+        exit_on_camera_loss: false,
         when_full: None,
         aws: aws::Options {
             stream: STREAM.into(),
