@@ -15,7 +15,7 @@ use tokio::time::sleep;
 use crate::rig::STREAM;
 
 /// A program that runs for longer has hung.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// A running producer. It is killed when the test forgets it.
 pub struct Producer {

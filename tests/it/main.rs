@@ -5,6 +5,7 @@ mod clock;
 mod ending;
 mod faults;
 mod happy_path;
+mod netns;
 mod proxy;
 mod reconnect;
 mod rig;

@@ -92,7 +92,7 @@ pub struct Proxy {
 
 impl Proxy {
     /// A link to `upstream`, an origin such as `http://127.0.0.1:40123`.
-    pub async fn to(upstream: &str) -> Self {
+    pub fn to(upstream: &str) -> Self {
         let upstream: SocketAddr = upstream
             .rsplit('/')
             .next()
@@ -310,7 +310,7 @@ async fn carry(
         };
         tokio::select! {
             _ = async { tokio::join!(up, down) } => {}
-            _ = cut => {
+            () = cut => {
                 let _ = from_client.as_ref().set_zero_linger();
                 let _ = from_server.as_ref().set_zero_linger();
             }

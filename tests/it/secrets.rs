@@ -68,7 +68,7 @@ async fn keeps_its_secrets(case: Case) -> Ended {
         ..Options::default()
     })
     .await;
-    let proxy = Proxy::to(&endpoint.url()).await;
+    let proxy = Proxy::to(&endpoint.url());
     let ca = certificate.as_ref().map(Certificate::ca_file);
     let ca = ca.as_ref().map(|path| path.to_str().expect("ASCII"));
     let mut arguments = vec!["-vv", "--grace", "2"];
