@@ -9,6 +9,7 @@ mod ending;
 mod faults;
 mod happy_path;
 mod media;
+mod netns;
 mod proxy;
 mod reconnect;
 mod rig;
