@@ -14,7 +14,7 @@ use kvs_producer_app::local::api::ApiError;
 use kvs_producer_app::local::scenario::{Action, Break, Nth, Scenario, Trigger};
 use kvs_producer_app::local::view::State;
 use kvs_producer_app::local::{Credential, Endpoint, Options};
-use kvs_producer_app::ring::{DropReason, MIN_BUDGET_BYTES};
+use kvs_producer_app::ring::{DropReason, MIN_BUDGET_BYTES, WhenFull};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
 use rustls::ServerConfig;
 use rustls::pki_types::PrivatePkcs8KeyDer;
@@ -322,6 +322,7 @@ async fn an_uplink_slower_than_the_camera_loses_whole_oldest_fragments_and_count
     proxy.set(|rules| rules.up = Flow::Rate(200_000));
     let mut config = config(&proxy.url("http"));
     config.buffer_bytes = MIN_BUDGET_BYTES;
+    config.when_full = Some(WhenFull::Drop); // as a camera
     let frames = 2_500;
     let summary = stream(config, FastCamera::new(frames, Duration::from_millis(1)))
         .await
