@@ -215,9 +215,7 @@ pub async fn stream(config: Config, source: impl Source + 'static) -> Result<Sum
         })
     };
     let run = app::run_from(config, open);
-    tokio::time::timeout(LIMIT, run)
-        .await
-        .expect("a run ends")
+    tokio::time::timeout(LIMIT, run).await.expect("a run ends")
 }
 
 /// The service has exactly these frames of the clip, once each, in order, with the camera's spacing.
