@@ -56,6 +56,8 @@ fn settings() -> Settings {
 fn scaled_config(url: &str) -> Config {
     Config {
         session: settings(),
+        // As a camera has it.
+        when_full: Some(WhenFull::Drop),
         grace: Duration::from_mins(1),
         ..config(url)
     }
@@ -256,7 +258,7 @@ async fn leaves_when_held(down: Flow) {
     let proxy = Proxy::to(&endpoint.url());
     let mut config = scaled_config(&proxy.url("http"));
     config.session.progress_timeout = progress;
-    let camera = small_camera(progress * 2 + Duration::from_secs(6));
+    let camera = small_camera(progress * 2 + Duration::from_secs(4));
     let fault = async {
         let one = |state: &State| state.persisted(STREAM).count() == 1;
         endpoint.view().wait_until(one).await;
@@ -319,11 +321,11 @@ async fn a_connection_that_is_merely_slow_is_not_left() {
 async fn an_uplink_slower_than_the_camera_loses_whole_oldest_fragments_and_counts_them() {
     let endpoint = endpoint(Options::default()).await;
     let proxy = Proxy::to(&endpoint.url());
-    proxy.set(|rules| rules.up = Flow::Rate(200_000));
+    proxy.set(|rules| rules.up = Flow::Rate(100_000));
     let mut config = config(&proxy.url("http"));
     config.buffer_bytes = MIN_BUDGET_BYTES;
-    config.when_full = Some(WhenFull::Drop); // as a camera
-    let frames = 2_500;
+    config.when_full = Some(WhenFull::Drop);
+    let frames = 1_500;
     let summary = stream(config, FastCamera::new(frames, Duration::from_millis(1)))
         .await
         .expect("a run");

@@ -143,7 +143,7 @@ async fn packets_that_vanish_without_a_word_are_noticed_within_5_s() {
     let since = Clock.now();
     logged(&producer, "will be sent again").await;
     let left_after = since.elapsed();
-    // A frame every 40 ms: the first that is not confirmed starts the clock, which ticks with the kernel's retransmissions.
+    // The kernel notices by what it sends again in vain. By the missing BUFFERING of the next fragment it would be 7 s.
     assert!(
         left_after < Duration::from_millis(6_500),
         "{left_after:?}\n{}",
