@@ -5,7 +5,7 @@ use std::error::Error as StdError;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::Credentials;
@@ -261,21 +261,35 @@ impl Aws {
                 FailureKind::NoCredentials,
                 "no AWS credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
             ),
+            // Whoever has them does not answer now.
+            CredentialsError::ProviderTimedOut(_) | CredentialsError::ProviderError(_) => Failure::new(
+                FailureKind::Network,
+                format!("cannot get AWS credentials: {}", chain(&error)),
+            ),
             error => Failure::new(
                 FailureKind::NoCredentials,
                 format!("no AWS credentials: {}", chain(&error)),
             ),
         })?;
-        let left = credentials.expiry().map(|expiry| {
-            expiry
-                .duration_since(UNIX_EPOCH)
-                .unwrap_or_default()
-                .saturating_sub(self.shared.clock.now())
-        });
-        let until = left.map(|left| self.shared.waiting.now() + left);
         self.shared
             .with(|learnt| learnt.credentials = Some(credentials));
-        Ok(Reply::Credentials(until))
+        Ok(Reply::Credentials(self.credentials_end()))
+    }
+
+    /// When the credentials at hand end; `None` where that is not known, or not yet: a clock that the service has not put
+    /// right may be years off.
+    pub fn credentials_end(&self) -> Option<Instant> {
+        if !self.shared.clock.has_heard() {
+            return None;
+        }
+        let expiry = self
+            .shared
+            .with(|learnt| learnt.credentials.as_ref()?.expiry())?;
+        let left = expiry
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .saturating_sub(self.shared.clock.now());
+        Some(self.shared.waiting.now() + left)
     }
 
     async fn describe(&self) -> Result<Reply, Failure> {
@@ -366,7 +380,7 @@ impl Aws {
         match (error, raw) {
             (SdkError::ServiceError(context), Some(raw)) => {
                 let code = context.err().code().unwrap_or_default();
-                let said = context.err().message().unwrap_or_default();
+                let said = failure::words(context.err().message().unwrap_or_default());
                 let status = raw.status().as_u16();
                 let kind = failure::of_answer(status, code, said);
                 let stream = &self.options.stream;
@@ -504,9 +518,10 @@ fn http_client(
         .tls_backend_preconfigured(tls.clone())
         .http1_only()
         .connect_timeout(CONNECT_TIMEOUT)
-        // A call in 40 minutes needs no connection kept open.
+        // One call follows the other at the start. A connection that is kept any longer may be dead by the next one, which
+        // would then hang.
         .pool_max_idle_per_host(1)
-        .pool_idle_timeout(Duration::from_secs(10))
+        .pool_idle_timeout(Duration::from_secs(2))
         // PutMedia goes straight to the service; and credentials of this machine are not for a proxy to see.
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())

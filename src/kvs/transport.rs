@@ -1,7 +1,9 @@
 //! One PutMedia connection on the wire: TCP, TLS, the request, its answer.
 
-use std::io;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,9 +15,10 @@ use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 
 use super::ack::AckParser;
@@ -29,6 +32,16 @@ use crate::ring::ConnectionId;
 /// What the kernel may hold of what was handed to it, in bytes (it doubles the number for its own book-keeping). Enough for
 /// 10 Mbit/s over 100 ms; what is in there is neither in the ring's hands nor the service's.
 const SEND_BUFFER_BYTES: usize = 128 * 1024;
+
+/// What of it may not be on its way yet: a write that succeeds means that bytes have left. On a slow link this, and not the
+/// send buffer, is what stands between the ring and the wire: 0.4 s at 300 kbit/s.
+const UNSENT_BYTES: u32 = 16 * 1024;
+
+/// What HTTP and TLS may hold each, before a write is held back.
+const LAYER_BYTES: usize = 16 * 1024;
+
+/// Between the tries of a name's addresses (RFC 8305 section 5).
+const HEAD_START: Duration = Duration::from_millis(250);
 
 /// The largest error answer that is read, in bytes.
 const MAX_ERROR_BYTES: usize = 16 * 1024;
@@ -79,15 +92,18 @@ async fn drive(
     start: oneshot::Receiver<Start>,
     events: &mpsc::UnboundedSender<Event>,
 ) -> Failure {
-    let stream = match connect(route).await {
+    let stream = match connect(route, events).await {
         Ok(stream) => stream,
         Err(failure) => return failure,
     };
-    let (mut sender, connection) =
-        match http1::handshake::<_, UploadBody>(TokioIo::new(stream)).await {
-            Ok(both) => both,
-            Err(error) => return broken(&error),
-        };
+    let (mut sender, connection) = match http1::Builder::new()
+        .max_buf_size(LAYER_BYTES)
+        .handshake::<_, UploadBody>(TokioIo::new(stream))
+        .await
+    {
+        Ok(both) => both,
+        Err(error) => return broken(&error),
+    };
     let _ = events.send(Event::Opened(route.id));
     tokio::pin!(connection);
 
@@ -164,6 +180,7 @@ async fn refusal(response: http::Response<Incoming>) -> Failure {
     let message = ["message", "Message"]
         .iter()
         .find_map(|key| said[*key].as_str())
+        .map(failure::words)
         .unwrap_or_default();
     let kind = failure::of_answer(head.status.as_u16(), error, message);
     let request = header(&head.headers, &["x-amzn-requestid", "x-amz-requestid"]);
@@ -210,7 +227,10 @@ async fn error_text(body: Incoming) -> Vec<u8> {
     text
 }
 
-async fn connect(route: &Route) -> Result<Box<dyn Stream>, Failure> {
+async fn connect(
+    route: &Route,
+    events: &mpsc::UnboundedSender<Event>,
+) -> Result<Box<dyn Stream>, Failure> {
     let origin = &route.origin;
     let bad = || {
         let message = format!("the data endpoint {origin:?} is no http or https address");
@@ -228,13 +248,18 @@ async fn connect(route: &Route) -> Result<Box<dyn Stream>, Failure> {
         _ => return Err(bad()),
     };
     let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
-    let tcp = tcp(host, port, route.patience).await?;
+    let tcp = Watched {
+        stream: tcp(host, port, route.patience).await?,
+        connection: route.id,
+        events: events.clone(),
+        held: false,
+    };
     if !secure {
         return Ok(Box::new(tcp));
     }
     let name = ServerName::try_from(host.to_owned()).map_err(|_| bad())?;
     let stream = TlsConnector::from(Arc::clone(&route.tls))
-        .connect(name, tcp)
+        .connect_with(name, tcp, |tls| tls.set_buffer_limit(Some(LAYER_BYTES)))
         .await;
     stream
         .map(|stream| Box::new(stream) as Box<dyn Stream>)
@@ -251,9 +276,18 @@ async fn tcp(host: &str, port: u16, patience: Duration) -> Result<TcpStream, Fai
     let addresses = lookup_host((host, port))
         .await
         .map_err(|error| network("cannot resolve", &error))?;
+    // An address that swallows the first packet must not use up the time of the others (RFC 8305): each has a head start, and
+    // the first that answers is taken.
+    let mut tries = JoinSet::new();
+    for (index, address) in (0..).zip(addresses) {
+        tries.spawn(async move {
+            tokio::time::sleep(HEAD_START * index).await;
+            TcpStream::connect(address).await
+        });
+    }
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in addresses {
-        match TcpStream::connect(address).await {
+    while let Some(tried) = tries.join_next().await {
+        match tried.unwrap_or_else(|error| Err(io::Error::other(error))) {
             Ok(stream) => {
                 tune(&stream, patience)
                     .map_err(|error| network("cannot set up the socket to", &error))?;
@@ -270,7 +304,73 @@ fn tune(stream: &TcpStream, patience: Duration) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
     socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
+    socket.set_tcp_notsent_lowat(UNSENT_BYTES)?;
     socket.set_tcp_user_timeout(Some(patience))
+}
+
+/// A socket that tells when the kernel holds a write back, and when it takes bytes again.
+struct Watched {
+    stream: TcpStream,
+    connection: ConnectionId,
+    events: mpsc::UnboundedSender<Event>,
+    held: bool,
+}
+
+impl Watched {
+    fn note(&mut self, written: &Poll<io::Result<usize>>) {
+        let event = match written {
+            Poll::Pending if !self.held => Event::Held(self.connection),
+            Poll::Ready(Ok(_)) if self.held => Event::Moved(self.connection),
+            _ => return,
+        };
+        self.held = written.is_pending();
+        // Control is gone only when the program ends.
+        let _ = self.events.send(event);
+    }
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.note(&written);
+        written
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, parts);
+        self.note(&written);
+        written
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
 }
 
 fn tls_failure(host: &str, error: &io::Error) -> Failure {

@@ -2,13 +2,17 @@
 
 mod aws_client;
 mod camera_trouble;
+mod child;
 mod cli;
 mod clock;
 mod ending;
+mod faults;
 mod happy_path;
 mod media;
+mod proxy;
 mod reconnect;
 mod rig;
 mod rotation;
+mod secrets;
 mod support;
 mod tls;
