@@ -530,7 +530,9 @@ fn is_camera(device: &Device) -> bool {
         Device::Path(path) => path
             .metadata()
             .is_ok_and(|data| data.file_type().is_char_device()),
-        _ => false,
+        Device::Stdin => false,
+        #[cfg(feature = "local")]
+        Device::Demo => false,
     }
 }
 

@@ -8,6 +8,7 @@ mod clock;
 mod ending;
 mod faults;
 mod happy_path;
+mod jitter;
 mod media;
 mod netns;
 mod proxy;

@@ -10,7 +10,7 @@ use super::abi::{self, Interval, Size};
 use super::choice::Seen;
 use super::control::{self, Control};
 use super::node::Node;
-use super::{settings, survey, words};
+use super::{camera, settings, survey, words};
 use crate::frame::Codec;
 
 /// All that is known of a node.
@@ -145,6 +145,28 @@ impl Format {
 /// As long lists are told: the first, and how many more.
 const MOST_SIZES: usize = 8;
 
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:<4}", words::name(self.fourcc))?;
+        for (size, intervals) in self.sizes.iter().take(MOST_SIZES) {
+            match size {
+                Size::Exactly { width, height } => write!(f, "  {width}x{height}")?,
+                Size::Between { least, most } => {
+                    write!(f, "  {}x{} to {}x{}", least.0, least.1, most.0, most.1)?;
+                }
+            }
+            for (nth, interval) in intervals.iter().enumerate() {
+                let head = if nth == 0 { " at " } else { ", " };
+                write!(f, "{head}{}", (interval.fps() * 100.0).round() / 100.0)?;
+            }
+        }
+        match self.sizes.len().saturating_sub(MOST_SIZES) {
+            0 => Ok(()),
+            more => write!(f, "  and {more} more"),
+        }
+    }
+}
+
 impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}  {}", self.path.display(), self.card)?;
@@ -152,25 +174,18 @@ impl fmt::Display for Device {
             writeln!(f, "  driver    {}, at {}", self.driver, self.bus)?;
             writeln!(f, "  identity  {}", self.identity())?;
         }
-        for (nth, format) in self.formats.iter().enumerate() {
+        let (encoded, raw): (Vec<_>, Vec<_>) = self
+            .formats
+            .iter()
+            .partition(|format| camera::codec(format.fourcc).is_some());
+        for (nth, format) in encoded.iter().enumerate() {
             let head = if nth == 0 { "formats" } else { "" };
-            write!(f, "  {head:<8}  {:<4}", words::name(format.fourcc))?;
-            for (size, intervals) in format.sizes.iter().take(MOST_SIZES) {
-                match size {
-                    Size::Exactly { width, height } => write!(f, "  {width}x{height}")?,
-                    Size::Between { least, most } => {
-                        write!(f, "  {}x{} to {}x{}", least.0, least.1, most.0, most.1)?;
-                    }
-                }
-                for (nth, interval) in intervals.iter().enumerate() {
-                    let head = if nth == 0 { " at " } else { ", " };
-                    write!(f, "{head}{}", (interval.fps() * 100.0).round() / 100.0)?;
-                }
-            }
-            match format.sizes.len().saturating_sub(MOST_SIZES) {
-                0 => writeln!(f)?,
-                more => writeln!(f, "  and {more} more")?,
-            }
+            writeln!(f, "  {head:<8}  {format}")?;
+        }
+        // No stream is made of these, so that their sizes are of no interest here.
+        if !raw.is_empty() {
+            let names: Vec<_> = raw.iter().map(|format| format.fourcc).collect();
+            writeln!(f, "  not used  {}", words::names(&names))?;
         }
         for (nth, (name, control, value)) in self.controls.iter().enumerate() {
             let head = if nth == 0 { "controls" } else { "" };
@@ -219,6 +234,10 @@ mod tests {
                 },
                 Format {
                     fourcc: FourCC::new(b"YUYV"),
+                    sizes: Vec::new(),
+                },
+                Format {
+                    fourcc: FourCC::new(b"HEVC"),
                     sizes: vec![(
                         Size::Between {
                             least: (16, 16),
@@ -252,7 +271,8 @@ mod tests {
              \x20 driver    uvcvideo, at usb-2\n\
              \x20 identity  usb-2, Gate\n\
              \x20 formats   H264  640x480 at 15, 29.97\n\
-             \x20           YUYV  16x16 to 1920x1080\n\
+             \x20           HEVC  16x16 to 1920x1080\n\
+             \x20 not used  YUYV\n\
              \x20 controls  bitrate 7 (1 to 9)\n\
              \x20 usable    yes: H.264\n\
              \x20 held by   ffmpeg (12)\n"

@@ -224,11 +224,10 @@ pub(super) fn no_encoder(
     offered: &[FourCC],
     wanted: Option<Codec>,
 ) -> Error {
-    let names: Vec<String> = offered.iter().copied().map(name).collect();
-    let list = if names.is_empty() {
+    let list = if offered.is_empty() {
         "no format at all".to_owned()
     } else {
-        names.join(", ")
+        names(offered)
     };
     let lacks = wanted.map_or("neither H.264 nor H.265".to_owned(), |codec| {
         format!("no {codec}")
@@ -377,6 +376,16 @@ fn pipe(path: &str) -> String {
          decodebin ! videoconvert ! x264enc tune=zerolatency key-int-max=60 ! \
          video/x-h264,stream-format=byte-stream,profile=main ! fdsink | kvsProducerApp -D - <CHANNEL>"
     )
+}
+
+/// The first formats of a list, which may be long, and how many more.
+pub(super) fn names(fourccs: &[FourCC]) -> String {
+    const MOST: usize = 12;
+    let first: Vec<String> = fourccs.iter().take(MOST).copied().map(name).collect();
+    match fourccs.len().saturating_sub(MOST) {
+        0 => first.join(", "),
+        more => format!("{} and {more} more", first.join(", ")),
+    }
 }
 
 pub(super) fn name(fourcc: FourCC) -> String {
@@ -534,6 +543,13 @@ mod tests {
             error.contains("no H.265, it offers H264; leave --codec out"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn long_lists_of_formats_are_cut() {
+        let all = [FourCC::new(b"YUYV"); 14];
+        assert_eq!(names(&all[..2]), "YUYV, YUYV");
+        assert!(names(&all).ends_with("YUYV, YUYV and 2 more"));
     }
 
     #[test]
