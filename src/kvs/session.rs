@@ -996,11 +996,18 @@ impl Session {
 
     /// Whether a connection may be opened with these credentials.
     fn is_good(&self, granted: Granted, now: Now) -> bool {
-        let fresh = now.at < granted.since + LEAST_CREDENTIAL_USE;
-        let margin = if fresh {
+        let settings = &self.settings;
+        let age = now.at.duration_since(granted.since);
+        let margin = if age < LEAST_CREDENTIAL_USE / 6 {
+            // There are no better ones to be had.
             Duration::ZERO
+        } else if age < LEAST_CREDENTIAL_USE {
+            // They have to last until the service has taken the connection.
+            settings
+                .credential_margin
+                .min(settings.connect_timeout + settings.head_timeout)
         } else {
-            self.settings.credential_margin
+            settings.credential_margin
         };
         granted.until.is_none_or(|until| now.at + margin < until)
     }

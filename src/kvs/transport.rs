@@ -18,7 +18,6 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 
 use super::ack::AckParser;
@@ -39,9 +38,6 @@ const UNSENT_BYTES: u32 = 16 * 1024;
 
 /// What HTTP and TLS may hold each, before a write is held back.
 const LAYER_BYTES: usize = 16 * 1024;
-
-/// Between the tries of a name's addresses (RFC 8305 section 5).
-const HEAD_START: Duration = Duration::from_millis(250);
 
 /// The largest error answer that is read, in bytes.
 const MAX_ERROR_BYTES: usize = 16 * 1024;
@@ -276,18 +272,9 @@ async fn tcp(host: &str, port: u16, patience: Duration) -> Result<TcpStream, Fai
     let addresses = lookup_host((host, port))
         .await
         .map_err(|error| network("cannot resolve", &error))?;
-    // An address that swallows the first packet must not use up the time of the others (RFC 8305): each has a head start, and
-    // the first that answers is taken.
-    let mut tries = JoinSet::new();
-    for (index, address) in (0..).zip(addresses) {
-        tries.spawn(async move {
-            tokio::time::sleep(HEAD_START * index).await;
-            TcpStream::connect(address).await
-        });
-    }
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    while let Some(tried) = tries.join_next().await {
-        match tried.unwrap_or_else(|error| Err(io::Error::other(error))) {
+    for address in addresses {
+        match TcpStream::connect(address).await {
             Ok(stream) => {
                 tune(&stream, patience)
                     .map_err(|error| network("cannot set up the socket to", &error))?;
@@ -305,7 +292,8 @@ fn tune(stream: &TcpStream, patience: Duration) -> io::Result<()> {
     let socket = SockRef::from(stream);
     socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
     socket.set_tcp_notsent_lowat(UNSENT_BYTES)?;
-    socket.set_tcp_user_timeout(Some(patience))
+    // The kernel counts from the first time that it sends something again, 0.2 to 1 s after it was sent.
+    socket.set_tcp_user_timeout(Some(patience * 4 / 5))
 }
 
 /// A socket that tells when the kernel holds a write back, and when it takes bytes again.

@@ -14,7 +14,7 @@ use kvs_producer_app::local::api::ApiError;
 use kvs_producer_app::local::scenario::{Action, Break, Nth, Scenario, Trigger};
 use kvs_producer_app::local::view::State;
 use kvs_producer_app::local::{Credential, Endpoint, Options};
-use kvs_producer_app::ring::{DropReason, MIN_BUDGET_BYTES};
+use kvs_producer_app::ring::{DropReason, MIN_BUDGET_BYTES, WhenFull};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
 use rustls::ServerConfig;
 use rustls::pki_types::PrivatePkcs8KeyDer;
@@ -56,6 +56,8 @@ fn settings() -> Settings {
 fn scaled_config(url: &str) -> Config {
     Config {
         session: settings(),
+        // As a camera has it.
+        when_full: Some(WhenFull::Drop),
         grace: Duration::from_mins(1),
         ..config(url)
     }
@@ -249,41 +251,39 @@ fn small_camera(time: Duration) -> FastCamera {
     FastCamera::new(frames, SPACING)
 }
 
+/// Holds the producer's bytes, and the answers as well where `down` says so, and awaits the next connection.
+async fn leaves_when_held(down: Flow) {
+    let progress = scaled(Duration::from_secs(5)).max(Duration::from_secs(1));
+    let endpoint = endpoint(Options::default()).await;
+    let proxy = Proxy::to(&endpoint.url());
+    let mut config = scaled_config(&proxy.url("http"));
+    config.session.progress_timeout = progress;
+    let camera = small_camera(progress * 2 + Duration::from_secs(4));
+    let fault = async {
+        let one = |state: &State| state.persisted(STREAM).count() == 1;
+        endpoint.view().wait_until(one).await;
+        let before = proxy.passed().len();
+        proxy.set(|rules| (rules.up, rules.down) = (Flow::Hold, down));
+        let since = Clock.now();
+        while proxy.passed().len() == before {
+            sleep(Duration::from_millis(5)).await;
+        }
+        let left_after = since.elapsed();
+        proxy.heal();
+        left_after
+    };
+    let (summary, left_after) = tokio::join!(stream(config, camera), fault);
+    let summary = summary.expect("a run");
+    assert_eq!(summary.exit, Exit::Persisted, "{}", summary.report);
+    // The server's kernel goes on confirming bytes for a while: then it is the next fragment's BUFFERING that misses, and a
+    // fragment begins every 2 s.
+    let most = progress + Duration::from_millis(2_900);
+    assert!(left_after < most, "{down:?}: left after {left_after:?}");
+}
+
 #[tokio::test]
 async fn a_half_open_connection_is_left_in_time() {
-    let progress = scaled(Duration::from_secs(5)).max(Duration::from_secs(1));
-    for direction in ["both", "up"] {
-        let endpoint = endpoint(Options::default()).await;
-        let proxy = Proxy::to(&endpoint.url());
-        let mut config = scaled_config(&proxy.url("http"));
-        config.session.progress_timeout = progress;
-        let camera = small_camera(progress * 2 + Duration::from_secs(6));
-        let fault = async {
-            let one = |state: &State| state.persisted(STREAM).count() == 1;
-            endpoint.view().wait_until(one).await;
-            let before = proxy.passed().len();
-            proxy.set(|rules| {
-                rules.up = Flow::Hold;
-                if direction == "both" {
-                    rules.down = Flow::Hold;
-                }
-            });
-            let since = Clock.now();
-            while proxy.passed().len() == before {
-                sleep(Duration::from_millis(5)).await;
-            }
-            let left_after = since.elapsed();
-            proxy.heal();
-            left_after
-        };
-        let (summary, left_after) = tokio::join!(stream(config, camera), fault);
-        let summary = summary.expect("a run");
-        assert_eq!(summary.exit, Exit::Persisted, "{}", summary.report);
-        // The server's kernel goes on confirming bytes for a while: then it is the next fragment's BUFFERING that misses,
-        // and a fragment begins every 2 s.
-        let most = progress + Duration::from_millis(2_900);
-        assert!(left_after < most, "{direction}: left after {left_after:?}");
-    }
+    tokio::join!(leaves_when_held(Flow::Hold), leaves_when_held(Flow::Pass));
 }
 
 #[tokio::test]
@@ -321,10 +321,11 @@ async fn a_connection_that_is_merely_slow_is_not_left() {
 async fn an_uplink_slower_than_the_camera_loses_whole_oldest_fragments_and_counts_them() {
     let endpoint = endpoint(Options::default()).await;
     let proxy = Proxy::to(&endpoint.url());
-    proxy.set(|rules| rules.up = Flow::Rate(200_000));
+    proxy.set(|rules| rules.up = Flow::Rate(100_000));
     let mut config = config(&proxy.url("http"));
     config.buffer_bytes = MIN_BUDGET_BYTES;
-    let frames = 2_500;
+    config.when_full = Some(WhenFull::Drop);
+    let frames = 1_500;
     let summary = stream(config, FastCamera::new(frames, Duration::from_millis(1)))
         .await
         .expect("a run");
@@ -435,36 +436,39 @@ async fn another_producer_on_the_stream_is_waited_for() {
     );
 }
 
+/// `operation` is not permitted for 20 s.
+async fn waits_for_permission(operation: &str) {
+    // DescribeStream may be missing for ever; CreateStream is needed where the stream is not there.
+    let denied = refusal(StatusCode::FORBIDDEN, "AccessDeniedException");
+    let endpoint = endpoint(Options {
+        scenario: Scenario::of([(Trigger::call(operation, Nth::Each), denied)]),
+        ..Options::default()
+    })
+    .await;
+    let frames = frames_in(scaled(Duration::from_secs(40)));
+    let mut config = scaled_config(&endpoint.url());
+    config.session.longest_wait = scaled(Duration::from_secs(5));
+    let run = stream(config, FastCamera::new(frames, pace()));
+    let fault = async {
+        sleep(scaled(Duration::from_secs(20))).await;
+        endpoint.follow(Scenario::default()).expect("no rules");
+        endpoint.view().state().count(operation)
+    };
+    let (summary, tries) = tokio::join!(run, fault);
+    let summary = summary.expect("a run");
+    let exit = summary.exit;
+    assert_eq!(exit, Exit::Persisted, "{operation}: {}", summary.report);
+    assert_whole(&endpoint.view().state(), frames);
+    assert!(tries <= 15, "{operation}: {tries} tries");
+}
+
 #[tokio::test]
 async fn a_missing_permission_is_asked_for_slowly_until_it_is_there() {
-    for operation in ["DescribeStream", "GetDataEndpoint", "PutMedia"] {
-        // DescribeStream may be missing for ever; CreateStream is needed where the stream is not there.
-        let denied = refusal(StatusCode::FORBIDDEN, "AccessDeniedException");
-        let endpoint = endpoint(Options {
-            scenario: Scenario::of([(Trigger::call(operation, Nth::Each), denied)]),
-            ..Options::default()
-        })
-        .await;
-        let frames = frames_in(scaled(Duration::from_secs(40)));
-        let mut config = scaled_config(&endpoint.url());
-        config.session.longest_wait = scaled(Duration::from_secs(5));
-        let run = stream(config, FastCamera::new(frames, pace()));
-        let fault = async {
-            sleep(scaled(Duration::from_secs(20))).await;
-            endpoint.follow(Scenario::default()).expect("no rules");
-            endpoint.view().state().count(operation)
-        };
-        let (summary, tries) = tokio::join!(run, fault);
-        let summary = summary.expect("a run");
-        assert_eq!(
-            summary.exit,
-            Exit::Persisted,
-            "{operation}: {}",
-            summary.report
-        );
-        assert_whole(&endpoint.view().state(), frames);
-        assert!(tries <= 15, "{operation}: {tries} tries");
-    }
+    tokio::join!(
+        waits_for_permission("DescribeStream"),
+        waits_for_permission("GetDataEndpoint"),
+        waits_for_permission("PutMedia"),
+    );
 }
 
 #[tokio::test]

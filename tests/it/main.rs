@@ -10,6 +10,7 @@ mod faults;
 mod happy_path;
 mod jitter;
 mod media;
+mod netns;
 mod proxy;
 mod reconnect;
 mod rig;

@@ -2,11 +2,13 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use kvs_producer_app::clock::Clock;
 use kvs_producer_app::kvs::ack::{AckKind, AckParser};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -78,7 +80,7 @@ pub struct Passed {
     head: Vec<u8>,
     /// When which fragment's PERSISTED went to the producer (without TLS).
     pub persisted: Vec<(Instant, u64)>,
-    /// When it was over.
+    /// When the producer let it go, or it was over.
     pub ended: Option<Instant>,
 }
 
@@ -267,6 +269,7 @@ async fn carry(
         return;
     };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
+    let client_socket = client.as_fd().try_clone_to_owned().expect("a descriptor");
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_server, mut to_server) = server.into_split();
     let mut parser = AckParser::default();
@@ -308,15 +311,31 @@ async fn carry(
         let cut = async {
             let _ = rules.wait_for(|rules| rules.generation != generation).await;
         };
+        // What comes for a producer that has hung up passes, and nobody reads it.
+        let hung_up = async {
+            while !hung_up(&client_socket) {
+                sleep(Duration::from_millis(10)).await;
+            }
+            note(&|passed| passed.ended = Some(Clock.now()));
+        };
         tokio::select! {
-            _ = async { tokio::join!(up, down) } => {}
+            _ = async { tokio::join!(up, down, hung_up) } => {}
             () = cut => {
                 let _ = from_client.as_ref().set_zero_linger();
                 let _ = from_server.as_ref().set_zero_linger();
             }
         }
     }
-    note(&|passed| passed.ended = Some(Clock.now()));
+    note(&|passed| {
+        passed.ended.get_or_insert(Clock.now());
+    });
+}
+
+/// Whether the other side has closed the connection, however much of what it sent before is unread.
+fn hung_up(socket: &OwnedFd) -> bool {
+    let mut sockets = [PollFd::new(socket, PollFlags::RDHUP)];
+    let now = Timespec::default();
+    rustix::event::poll(&mut sockets, Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
 /// A name of the same length, so that the answer's length stays true.

@@ -23,6 +23,9 @@ pub const STREAM: &str = "camera-1";
 /// Between two frames of the camera, in its own time.
 pub const SPACING: Duration = Duration::from_millis(40);
 
+/// A run that takes longer hangs. The longest outage is 40 s.
+const LIMIT: Duration = Duration::from_mins(3);
+
 /// The built-in clip: five groups of 50 frames.
 const CLIP: &[u8] = include_bytes!("../data/demo.h264");
 
@@ -212,9 +215,7 @@ pub async fn stream(config: Config, source: impl Source + 'static) -> Result<Sum
         })
     };
     let run = app::run_from(config, open);
-    tokio::time::timeout(Duration::from_mins(1), run)
-        .await
-        .expect("a run ends")
+    tokio::time::timeout(LIMIT, run).await.expect("a run ends")
 }
 
 /// The service has exactly these frames of the clip, once each, in order, with the camera's spacing.
