@@ -257,6 +257,14 @@ mod tests {
     }
 
     #[test]
+    fn a_level_that_is_high_enough_stays() {
+        let fake = Fake::encoder();
+        fake.change_control(id::H264_LEVEL, |control| control.value = 11);
+        apply_to(&fake, &Options::default());
+        assert_eq!(fake.control(id::H264_LEVEL), 11);
+    }
+
+    #[test]
     fn what_is_asked_for_is_set() {
         let fake = Fake::encoder();
         let options = Options {
