@@ -51,8 +51,9 @@ pub struct FragmentId(pub u64);
 pub struct ConnectionId(pub u64);
 
 impl fmt::Display for ConnectionId {
+    /// People count from 1, as the report does.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)
+        write!(f, "{}", self.0 + 1)
     }
 }
 
