@@ -421,9 +421,13 @@ impl Session {
         };
         let next_step = next_step.max(self.wait).filter(|_| free);
         // Nobody tells when a write begins to stand still: it is looked for.
-        let flow = carrier
-            .and(self.flow.looked)
-            .map(|looked| looked + self.settings.progress_timeout / 4);
+        let progress = self.settings.progress_timeout;
+        let flow = carrier.and(self.flow.looked).map(|looked| {
+            let look = looked + progress / 4;
+            self.flow
+                .stuck
+                .map_or(look, |stuck| look.min(stuck + progress))
+        });
         let dues = self
             .connections
             .iter()
@@ -810,9 +814,12 @@ impl Session {
             return;
         };
         self.flow.looked = Some(now.at);
-        if !now.unsent || now.taken != self.flow.taken {
+        if !now.unsent {
             self.flow.taken = now.taken;
             self.flow.stuck = None;
+        } else if now.taken != self.flow.taken {
+            self.flow.taken = now.taken;
+            self.flow.stuck = Some(now.at);
         } else {
             let since = *self.flow.stuck.get_or_insert(now.at);
             if now.at >= since + self.settings.progress_timeout {

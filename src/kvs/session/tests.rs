@@ -410,6 +410,16 @@ fn a_write_that_stands_still_is_noticed_and_one_that_is_slow_is_not() {
 }
 
 #[test]
+fn a_write_that_stands_still_between_two_looks_is_noticed_as_soon() {
+    let mut bench = Bench::streaming(settings(), None);
+    bench.wait(1.3);
+    bench.moves();
+    let stalled = bench.now.at;
+    assert_eq!(bench.wait(10.0)[0], Action::Close(C0));
+    assert!(bench.now.at - stalled <= seconds(6.25));
+}
+
+#[test]
 fn silence_after_a_fragment_was_begun_is_noticed() {
     let mut bench = Bench::streaming(settings(), None);
     bench.now.unsent = false;
