@@ -1,8 +1,8 @@
 //! Starts, owns and ends the parts: the capture thread, control, the timer, the signals.
 
-use std::io::Write;
-use std::num::NonZeroU32;
-use std::path::PathBuf;
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 #[cfg(feature = "local")]
@@ -27,12 +27,15 @@ use crate::ring::{DropReason, Ring, WhenFull};
 use crate::shutdown::{self, Trigger};
 use crate::source::annexb::{AnnexB, Place};
 use crate::source::capture::{self, Policy};
-use crate::source::v4l2::V4l2;
+use crate::source::v4l2::{self, Finder, Which};
 use crate::source::{self, Source};
-use crate::status::{Line, Look};
+use crate::status::{Line, Look, Overflow, Turn};
 
 /// Stack of the capture thread: it parses NAL units and makes system calls, nothing deep.
 const CAPTURE_STACK_BYTES: usize = 128 * 1024;
+
+/// A source that was told to end looks up at least every [`source::POLL`]; one that has not by then hangs.
+const HUNG_AFTER: Duration = Duration::from_secs(2);
 
 /// How often the status line is drawn.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
@@ -53,6 +56,10 @@ pub struct Config {
     pub codec: Option<Codec>,
     /// Frame rate of pipes and files.
     pub fps: Option<FrameRate>,
+    /// What is wanted of a camera.
+    pub camera: v4l2::Options,
+    /// Whether the run ends when the camera is lost; else it is waited for.
+    pub exit_on_camera_loss: bool,
     /// What happens when the ring is full; `None`: as it suits the source.
     pub when_full: Option<WhenFull>,
     /// Which stream, where.
@@ -83,6 +90,10 @@ pub enum Device {
     Stdin,
     /// A V4L2 node, a FIFO or a file.
     Path(PathBuf),
+    /// The first camera that can be used.
+    AnyCamera,
+    /// The first camera that can be used with this in its card's name.
+    NamedCamera(String),
     /// The built-in clip.
     #[cfg(feature = "local")]
     Demo,
@@ -125,6 +136,14 @@ pub enum Error {
         /// What.
         what: &'static str,
         /// Its word.
+        source: std::io::Error,
+    },
+    /// The report has no place: told at the start, when there is still something to be done about it.
+    #[error("cannot write a report to {}", .path.display())]
+    ReportPlace {
+        /// Where.
+        path: PathBuf,
+        /// Why.
         source: std::io::Error,
     },
     /// The report cannot be written.
@@ -184,6 +203,9 @@ pub struct Summary {
 /// # Errors
 /// When the run could not start.
 pub async fn run(config: Config) -> Result<Summary, Error> {
+    if let Some(ReportTo::File(path)) = &config.report {
+        check_place(path)?;
+    }
     let open = opener(&config, Clock);
     run_from(config, open).await
 }
@@ -219,7 +241,7 @@ pub async fn run_from(
     let policy = Policy {
         when_full: config.when_full,
         silence: config.silence,
-        reopen: is_camera(&config.device),
+        reopen: is_camera(&config.device) && !config.exit_on_camera_loss,
     };
     std::thread::Builder::new()
         .name("capture".into())
@@ -265,8 +287,10 @@ pub async fn run_from(
         .await?;
 
     log::end_status();
-    ring.with(Ring::abandon);
-    let counts = ring.with(|ring| ring.counts());
+    let counts = ring.with(|ring| {
+        ring.abandon();
+        ring.counts()
+    });
     let failure = match (&failed, &outcome) {
         (Some(error), _) => Some(crate::chain(error).to_string()),
         (None, Outcome::GaveUp(failure)) => Some(failure.message.clone()),
@@ -349,7 +373,10 @@ impl Run {
         tasks: &mut JoinSet<Outcome>,
     ) -> Result<(Outcome, Option<source::Error>), Error> {
         let mut trigger = Some(trigger);
+        let mut signalled = false;
         let mut capturing = true;
+        // Set when the source is told to end: a driver or a dead network file may keep the thread for ever.
+        let mut hung_at = None;
         let mut failed = None;
         let end = tokio::time::sleep(duration.unwrap_or(Duration::MAX));
         tokio::pin!(end);
@@ -357,20 +384,25 @@ impl Run {
         let mut ticks = tokio::time::interval(STATUS_EVERY);
         let mut before = self.look();
         let mut logged = before;
+        let mut overflow = Overflow::default();
         loop {
             tokio::select! {
                 biased;
                 () = signals.next() => {
-                    if trigger.take().is_some() {
-                        info!("stopping: sending what is left; once more ends at once");
-                    } else {
+                    if signalled {
                         warn!("ending at once");
                         let _ = self.orders.send(Order::Abort);
+                    } else {
+                        signalled = true;
+                        trigger = None;
+                        hung_at.get_or_insert(self.clock.now() + HUNG_AFTER);
+                        info!("stopping: sending what is left; once more ends at once");
                     }
                 }
                 () = &mut end, if trigger.is_some() && duration.is_some() => {
                     info!("the time is over: sending what is left");
                     trigger = None;
+                    hung_at.get_or_insert(self.clock.now() + HUNG_AFTER);
                 }
                 result = &mut capture, if capturing => {
                     capturing = false;
@@ -383,7 +415,7 @@ impl Run {
                     let _ = self.orders.send(Order::Drain(self.clock.now() + self.grace));
                 }
                 Some(outcome) = tasks.join_next() => {
-                    // A panic of control aborts in release builds; in tests it fails them here.
+                    // A panic of control is the one that ends the program: nobody is left to decide.
                     let outcome = outcome.map_err(|error| Error::System {
                         what: "control",
                         source: std::io::Error::other(error),
@@ -392,7 +424,13 @@ impl Run {
                 }
                 _ = ticks.tick() => {
                     let now = self.look();
-                    self.tell_evictions(&before, &now);
+                    if capturing && hung_at.is_some_and(|at| now.at >= at) {
+                        hung_at = None;
+                        warn!("the source does not answer: going on without it");
+                        self.ring.with(Ring::close);
+                        let _ = self.orders.send(Order::Drain(now.at + self.grace));
+                    }
+                    tell(overflow.look(&now));
                     if watched {
                         log::show_status(&Line::between(self.started, &before, &now).to_string());
                     } else if now.at - logged.at >= LOG_EVERY {
@@ -418,20 +456,6 @@ impl Run {
             last_persisted: status.last_persisted.map(|(timecode, _)| timecode),
         }
     }
-
-    /// One line when the ring begins to overflow, one when it has stopped.
-    fn tell_evictions(&self, before: &Look, now: &Look) {
-        let _ = self;
-        let evicted = now.counts.fragments_evicted - before.counts.fragments_evicted;
-        let frames = |look: &Look| look.counts.dropped_for(DropReason::RingFull).frames;
-        if evicted > 0 {
-            warn!(
-                fragments = evicted,
-                frames = frames(now) - frames(before),
-                "the buffer is full: the oldest fragments are given up; the network does not keep up with the camera"
-            );
-        }
-    }
 }
 
 /// Runs something until SIGINT or SIGTERM asks it to shut down.
@@ -452,6 +476,22 @@ pub async fn until_signal<T, F: Future<Output = T>>(
             result = &mut run => return Ok(result),
             () = signals.next() => drop(trigger.take()),
         }
+    }
+}
+
+fn tell(turn: Option<Turn>) {
+    match turn {
+        Some(Turn::Began) => warn!(
+            "the buffer is full and the oldest fragments are given up: the network does not keep up with the camera"
+        ),
+        Some(Turn::Ended { frames, lasted }) => {
+            info!(
+                frames,
+                lasted_s = lasted.as_secs(),
+                "the buffer has room again; so many frames were given up"
+            );
+        }
+        None => {}
     }
 }
 
@@ -485,11 +525,15 @@ impl Signals {
 
 fn is_camera(device: &Device) -> bool {
     use std::os::unix::fs::FileTypeExt;
-    let Device::Path(path) = device else {
-        return false;
-    };
-    path.metadata()
-        .is_ok_and(|data| data.file_type().is_char_device())
+    match device {
+        Device::AnyCamera | Device::NamedCamera(_) => true,
+        Device::Path(path) => path
+            .metadata()
+            .is_ok_and(|data| data.file_type().is_char_device()),
+        Device::Stdin => false,
+        #[cfg(feature = "local")]
+        Device::Demo => false,
+    }
 }
 
 /// What opens the source, again and again.
@@ -497,35 +541,44 @@ fn opener(
     config: &Config,
     clock: Clock,
 ) -> impl FnMut() -> Result<Box<dyn Source>, source::Error> + Send + 'static {
-    let device = config.device.clone();
+    enum From {
+        Camera(Box<Finder>),
+        Bytes(Place),
+        #[cfg(feature = "local")]
+        Demo,
+    }
+    let camera = |which| From::Camera(Box::new(Finder::new(which, config.camera.clone(), clock)));
+    let mut from = match &config.device {
+        Device::Stdin => From::Bytes(Place::Stdin),
+        #[cfg(feature = "local")]
+        Device::Demo => From::Demo,
+        Device::Path(path) if is_pipe_or_file(path) => From::Bytes(Place::Path(path.clone())),
+        Device::Path(path) => camera(Which::At(path.clone())),
+        Device::AnyCamera => camera(Which::First),
+        Device::NamedCamera(name) => camera(Which::Named(name.clone())),
+    };
     let pipe = source::annexb::Options {
         codec: config.codec,
         fps: config.fps,
         max_unit_bytes: config.buffer_bytes,
     };
-    let fps = config
-        .fps
-        .and_then(|fps| NonZeroU32::new(fps.numerator() / fps.denominator()));
-    let camera = source::v4l2::Options {
-        codec: config.codec,
-        fps,
-    };
     move || {
-        let place = match &device {
-            Device::Stdin => Place::Stdin,
+        Ok(match &mut from {
+            From::Camera(finder) => Box::new(finder.open()?),
+            From::Bytes(place) => Box::new(AnnexB::open(place.clone(), pipe, clock)?),
             #[cfg(feature = "local")]
-            Device::Demo => return Ok(Box::new(source::demo::Demo::new(clock))),
-            Device::Path(path) if is_pipe_or_file(path) => Place::Path(path.clone()),
-            Device::Path(path) => return Ok(Box::new(V4l2::open(path, &camera, clock)?)),
-        };
-        Ok(Box::new(AnnexB::open(place, pipe, clock)?))
+            From::Demo => Box::new(source::demo::Demo::new(clock)),
+        })
     }
 }
 
-fn is_pipe_or_file(path: &std::path::Path) -> bool {
+fn is_pipe_or_file(path: &Path) -> bool {
     use std::os::unix::fs::FileTypeExt;
-    let data = path.metadata();
-    data.is_ok_and(|data| data.is_file() || data.is_dir() || data.file_type().is_fifo())
+    match path.metadata() {
+        Ok(data) => data.is_file() || data.is_dir() || data.file_type().is_fifo(),
+        // Whoever gave it meant a file.
+        Err(error) => error.kind() == io::ErrorKind::NotFound && !path.starts_with("/dev"),
+    }
 }
 
 /// What the exit code says.
@@ -559,7 +612,7 @@ fn exit(report: &Report, failed: Option<&source::Error>, outcome: &Outcome) -> E
         (None, None) if *outcome != Outcome::Done || lost(&[DropReason::NotSentInTime]) => {
             Exit::Unsent
         }
-        (None, None) if counts.persisted.frames == 0 => Exit::NoMedia,
+        (None, None) if counts.sent.frames == 0 => Exit::NoMedia,
         (None, None)
             if lost(&[
                 DropReason::RingFull,
@@ -574,6 +627,15 @@ fn exit(report: &Report, failed: Option<&source::Error>, outcome: &Outcome) -> E
         }
         (None, None) => Exit::Persisted,
     }
+}
+
+/// Fails where no report can be written. What is there stays until the end.
+fn check_place(report: &Path) -> Result<(), Error> {
+    let opened = OpenOptions::new().create(true).append(true).open(report);
+    opened.map(drop).map_err(|source| Error::ReportPlace {
+        path: report.to_owned(),
+        source,
+    })
 }
 
 fn publish(report: &Report, to: Option<&ReportTo>) -> Result<(), Error> {

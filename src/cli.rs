@@ -1,23 +1,24 @@
 //! What was typed, and what it means.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{ArgAction, Parser, ValueEnum};
 
 use crate::app::{Config, Device, ReportTo};
 use crate::codec::FrameRate;
-use crate::frame::Codec;
+use crate::frame::{Codec, Dimensions};
 use crate::kvs::aws;
 use crate::kvs::session::Settings;
 use crate::log::Format;
 use crate::ring::{MIN_BUDGET_BYTES, WhenFull};
 use crate::source::capture;
+use crate::source::v4l2::{self, Profile};
 
 /// Streams H.264 or H.265 from a camera, a pipe or a file to Amazon Kinesis Video Streams.
 ///
-/// `kvsProducerApp my-camera 600` streams /dev/video0 to the stream my-camera for ten minutes.
+/// `kvsProducerApp my-camera 600` streams the first camera that encodes to the stream my-camera for ten minutes.
 #[derive(Debug, Parser)]
 #[command(
     name = "kvsProducerApp",
@@ -27,7 +28,6 @@ use crate::source::capture;
 )]
 pub struct Args {
     /// Another thing than streaming.
-    #[cfg(feature = "local")]
     #[command(subcommand)]
     pub command: Option<Command>,
 
@@ -39,29 +39,44 @@ pub struct Args {
     #[arg(env = "KVS_DURATION", default_value_t = 0)]
     pub duration: u64,
 
-    /// Where the video comes from: a camera (/dev/video0), "-" for H.264 or H.265 Annex B on standard input, the path of a
-    /// FIFO or file of the same, or "demo" for the built-in clip (in builds with the feature `local`)
-    #[arg(
-        short = 'D',
-        long,
-        value_name = "SOURCE",
-        env = "KVS_DEVICE",
-        default_value = "/dev/video0"
-    )]
-    pub device: OsString,
+    /// Where the video comes from: a camera (/dev/video0, a path under /dev/v4l/by-id, or a piece of its name), "-" for
+    /// H.264 or H.265 Annex B on standard input, the path of a FIFO or file of the same, or "demo" for the built-in clip (in
+    /// builds with the feature `local`). Without it the first camera that encodes
+    #[arg(short = 'D', long, value_name = "SOURCE", env = "KVS_DEVICE")]
+    pub device: Option<OsString>,
 
     /// Memory for media: KiB, or with K or M behind the number; at least 512
     #[arg(short = 'B', long, value_name = "SIZE", env = "KVS_BUFFER", default_value = "2048", value_parser = buffer)]
     pub buffer: usize,
 
-    /// Codec of a pipe or file, where its first bytes do not tell
+    /// What to take from a camera that has both, else H.264; codec of a pipe or file, where its first bytes do not tell
     #[arg(long, env = "KVS_CODEC")]
     pub codec: Option<CodecArg>,
 
-    /// Frames a second of a pipe or file, like 25 or 30000/1001. Without it frames from a pipe have the time they arrive at,
-    /// and a file has the rate that its stream tells
+    /// Frames a second, like 25 or 30000/1001: asked of a camera, told of a pipe or file. Without it a camera keeps its
+    /// own, frames from a pipe have the time they arrive at, and a file has the rate that its stream tells
     #[arg(long, value_name = "N", env = "KVS_FPS")]
     pub fps: Option<FrameRate>,
+
+    /// Size of the camera's picture, like 1280x720; else the one it has
+    #[arg(long, value_name = "WxH", env = "KVS_SIZE", value_parser = size)]
+    pub size: Option<Dimensions>,
+
+    /// Bits a second that the camera encodes at, like 2M or 800K; else its own
+    #[arg(long, value_name = "BITS", env = "KVS_BITRATE", value_parser = bitrate)]
+    pub bitrate: Option<u32>,
+
+    /// Seconds from one key frame of the camera to the next, 0.1 to 19; else 2, where the camera can be told
+    #[arg(long, value_name = "SECONDS", env = "KVS_GOP", value_parser = gop)]
+    pub gop: Option<Duration>,
+
+    /// Profile that the camera encodes in; else its own
+    #[arg(long, env = "KVS_PROFILE")]
+    pub profile: Option<ProfileArg>,
+
+    /// End when the camera is lost, with exit code 3; else it is waited for
+    #[arg(long, env = "KVS_EXIT_ON_CAMERA_LOSS")]
+    pub exit_on_camera_loss: bool,
 
     /// What to do when the buffer is full: drop the oldest fragments (cameras and pipes do), or wait (files do)
     #[arg(long, env = "KVS_WHEN_FULL")]
@@ -92,8 +107,9 @@ pub struct Args {
     #[arg(long, value_name = "FILE", env = "KVS_CA_FILE")]
     pub ca_file: Option<PathBuf>,
 
-    /// Seconds that may pass at the end until everything is persisted
-    #[arg(long, value_name = "SECONDS", env = "KVS_GRACE", default_value_t = 30)]
+    /// Seconds that may pass at the end until everything is persisted; and, for a file, until the service is first reached
+    #[arg(long, value_name = "SECONDS", env = "KVS_GRACE", default_value_t = 30,
+          value_parser = clap::value_parser!(u64).range(0..=86_400))]
     pub grace: u64,
 
     /// Where one JSON object with the results goes at the end: a file, or "-" for standard output
@@ -124,10 +140,16 @@ pub struct Args {
 }
 
 /// Other things than streaming.
-#[cfg(feature = "local")]
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
+    /// List the cameras of this machine: what they are, what they can do, and whether they can be used
+    Devices {
+        /// As a JSON array
+        #[arg(long)]
+        json: bool,
+    },
     /// Run the KVS-compatible service by itself, for other producers to be pointed at
+    #[cfg(feature = "local")]
     LocalEndpoint(crate::local::command::LocalEndpointArgs),
 }
 
@@ -138,6 +160,17 @@ pub enum CodecArg {
     H264,
     /// H.265, HEVC
     H265,
+}
+
+/// See [`Profile`].
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum ProfileArg {
+    /// Constrained baseline
+    Baseline,
+    /// Main
+    Main,
+    /// High
+    High,
 }
 
 /// See [`WhenFull`].
@@ -167,23 +200,40 @@ impl Args {
         let channel = self
             .channel
             .ok_or("no stream name: kvsProducerApp <CHANNEL> [DURATION]")?;
-        let device = device(self.device)?;
+        let device = self.device.map_or(Ok(Device::AnyCamera), device)?;
+        let codec = self.codec.map(|codec| match codec {
+            CodecArg::H264 => Codec::H264,
+            CodecArg::H265 => Codec::H265,
+        });
+        let camera = v4l2::Options {
+            codec,
+            fps: self.fps,
+            size: self.size,
+            bitrate: self.bitrate,
+            gop: self.gop,
+            profile: self.profile.map(|profile| match profile {
+                ProfileArg::Baseline => Profile::Baseline,
+                ProfileArg::Main => Profile::Main,
+                ProfileArg::High => Profile::High,
+            }),
+        };
         let finite = matches!(&device, Device::Path(path) if path.is_file());
+        let grace = Duration::from_secs(self.grace);
         let settings = Settings {
             create: !self.no_create,
             tag: !self.tags.is_empty(),
             give_up: finite,
+            patience: finite.then_some(grace),
             ..Settings::default()
         };
         Ok(Config {
             device,
             duration: (self.duration > 0).then(|| Duration::from_secs(self.duration)),
             buffer_bytes: self.buffer,
-            codec: self.codec.map(|codec| match codec {
-                CodecArg::H264 => Codec::H264,
-                CodecArg::H265 => Codec::H265,
-            }),
+            codec,
             fps: self.fps,
+            camera,
+            exit_on_camera_loss: self.exit_on_camera_loss,
             when_full: self.when_full.map(|when| match when {
                 WhenFullArg::Drop => WhenFull::Drop,
                 WhenFullArg::Wait => WhenFull::Wait,
@@ -200,7 +250,7 @@ impl Args {
             ca_file: self.ca_file.or_else(aws::ca_file_from_environment),
             session: settings,
             silence: capture::SILENCE,
-            grace: Duration::from_secs(self.grace),
+            grace,
             report: self.report.map(|place| match place.to_str() {
                 Some("-") => ReportTo::Stdout,
                 _ => ReportTo::File(place.into()),
@@ -239,7 +289,57 @@ fn device(device: OsString) -> Result<Device, String> {
         #[cfg(not(feature = "local"))]
         Some("demo") => Err("this build has no demo clip: build it with --features local".into()),
         Some("") => Err("the source is empty: give a camera like /dev/video0, or -".into()),
+        // A bare word is a file where there is one, and a camera's name where not.
+        Some(word) if !word.contains('/') && !Path::new(word).exists() => {
+            Ok(Device::NamedCamera(word.to_owned()))
+        }
         _ => Ok(Device::Path(device.into())),
+    }
+}
+
+fn size(text: &str) -> Result<Dimensions, String> {
+    let (width, height) = text
+        .split_once(['x', 'X'])
+        .and_then(|(width, height)| Some((width.parse().ok()?, height.parse().ok()?)))
+        .ok_or("a size is written WIDTHxHEIGHT: 1280x720")?;
+    let allowed = 16..=16_384;
+    if allowed.contains(&width) && allowed.contains(&height) {
+        Ok(Dimensions { width, height })
+    } else {
+        Err("width and height are 16 to 16384".into())
+    }
+}
+
+fn bitrate(text: &str) -> Result<u32, String> {
+    let (digits, unit) = match text.as_bytes().last() {
+        Some(b'k' | b'K') => (&text[..text.len() - 1], 1e3),
+        Some(b'm' | b'M') => (&text[..text.len() - 1], 1e6),
+        _ => (text, 1.0),
+    };
+    let number: f64 = digits
+        .parse()
+        .map_err(|_| "a bitrate is a number of bits a second, or ends in K or M: 800K, 2M, 2.5M")?;
+    let bits = (number * unit).round();
+    if (10e3..=1e9).contains(&bits) {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "the range is checked, and the value is rounded"
+        )]
+        Ok(bits as u32)
+    } else {
+        Err("a bitrate is 10K to 1000M bits a second".into())
+    }
+}
+
+fn gop(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text
+        .parse()
+        .map_err(|_| "the time between key frames is a number of seconds: 2, 0.5")?;
+    if (0.1..=19.0).contains(&seconds) {
+        Ok(Duration::from_secs_f64(seconds))
+    } else {
+        Err("0.1 to 19: the service takes no fragment over 20 s".into())
     }
 }
 
@@ -345,6 +445,52 @@ mod tests {
     }
 
     #[test]
+    fn a_source_is_a_path_or_a_piece_of_a_cameras_name() {
+        let device = |text: &str| device(text.into()).expect("makes sense");
+        assert_eq!(device("-"), Device::Stdin);
+        for path in ["/dev/video7", "/dev/v4l/by-id/gate", "./clip", "Cargo.toml"] {
+            assert_eq!(device(path), Device::Path(path.into()));
+        }
+        assert_eq!(device("HD Pro"), Device::NamedCamera("HD Pro".into()));
+    }
+
+    #[test]
+    fn what_is_asked_of_a_camera_makes_sense() {
+        let (width, height) = (1280, 720);
+        assert_eq!(size("1280x720"), Ok(Dimensions { width, height }));
+        for wrong in [
+            "1280",
+            "x720",
+            "1280x",
+            "1280*720",
+            "0x720",
+            "1280x99999",
+            "-1x2",
+        ] {
+            assert!(size(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(bitrate("800K"), Ok(800_000));
+        assert_eq!(bitrate("2.5M"), Ok(2_500_000));
+        assert_eq!(bitrate("1000000"), Ok(1_000_000));
+        for wrong in ["", "M", "2G", "-1M", "9", "2000M", "NaN", "infM"] {
+            assert!(bitrate(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(gop("0.5"), Ok(Duration::from_millis(500)));
+        for wrong in ["", "0", "20", "-2", "2s", "NaN"] {
+            assert!(gop(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn devices_is_a_command_and_not_a_stream() {
+        let args = Args::try_parse_from(["kvsProducerApp", "devices", "--json"]).expect("parses");
+        assert!(matches!(
+            args.command,
+            Some(Command::Devices { json: true })
+        ));
+    }
+
+    #[test]
     fn stream_names_are_those_of_the_service() {
         assert!(channel("cam_1.front-door").is_ok() && channel(&"x".repeat(256)).is_ok());
         for wrong in ["", "a b", "a/b", "ä", &"x".repeat(257)] {
@@ -367,7 +513,7 @@ mod tests {
         let config = args.into_config().expect("makes sense");
         assert_eq!(config.aws.stream, "my-camera");
         assert_eq!(config.duration, Some(Duration::from_mins(10)));
-        assert_eq!(config.device, Device::Path("/dev/video0".into()));
+        assert_eq!(config.device, Device::AnyCamera);
         assert_eq!(
             (config.buffer_bytes, config.when_full),
             (2 * 1024 * 1024, None)

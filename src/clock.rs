@@ -33,6 +33,15 @@ impl Clock {
         )
     }
 
+    /// CLOCK_BOOTTIME: as [`Self::monotonic`], and it goes on while the machine sleeps.
+    pub fn boottime(self) -> Duration {
+        let now = clock_gettime(ClockId::Boottime);
+        Duration::new(
+            now.tv_sec.unsigned_abs(),
+            u32::try_from(now.tv_nsec).unwrap_or(0),
+        )
+    }
+
     /// [`Self::monotonic`] as media time.
     pub fn media(self) -> MediaTime {
         MediaTime::from_monotonic(self.monotonic())

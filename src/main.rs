@@ -1,16 +1,21 @@
 //! Parse, start the log, run, turn the outcome into an exit code.
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
-use kvs_producer_app::app::{self, Error, Exit};
+use kvs_producer_app::app::{self, Error, Exit, Summary};
 use kvs_producer_app::chain;
-use kvs_producer_app::cli::Args;
 #[cfg(feature = "local")]
 use kvs_producer_app::cli::log_level;
+use kvs_producer_app::cli::{Args, Command};
+#[cfg(feature = "local")]
+use kvs_producer_app::local::command;
 #[cfg(feature = "local")]
 use kvs_producer_app::log::Format;
+use kvs_producer_app::ring::DropReason;
+use kvs_producer_app::source::v4l2::devices::{self, Device};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 fn main() -> ExitCode {
@@ -59,12 +64,11 @@ fn start(args: Args) -> Result<Exit, Failed> {
     Ok(exit)
 }
 
-#[cfg(feature = "local")]
 fn run(mut args: Args, runtime: &tokio::runtime::Runtime) -> Result<Exit, Failed> {
-    use kvs_producer_app::cli::Command;
-    use kvs_producer_app::local::command;
     match args.command.take() {
         None => stream(args, runtime),
+        Some(Command::Devices { json }) => list_devices(json),
+        #[cfg(feature = "local")]
         Some(Command::LocalEndpoint(options)) => {
             kvs_producer_app::log::start(log_level(args.verbose, args.quiet), Format::Text);
             let run = runtime.block_on(app::until_signal(|shutdown| {
@@ -83,9 +87,25 @@ fn run(mut args: Args, runtime: &tokio::runtime::Runtime) -> Result<Exit, Failed
     }
 }
 
-#[cfg(not(feature = "local"))]
-fn run(args: Args, runtime: &tokio::runtime::Runtime) -> Result<Exit, Failed> {
-    stream(args, runtime)
+fn list_devices(json: bool) -> Result<Exit, Failed> {
+    let devices = devices::all();
+    let text = if json {
+        let devices: Vec<_> = devices.iter().map(Device::json).collect();
+        format!("{:#}\n", serde_json::Value::from(devices))
+    } else if devices.is_empty() {
+        "there is no /dev/video* here: plug a camera in or load its driver\n".to_owned()
+    } else {
+        let devices: Vec<_> = devices.iter().map(ToString::to_string).collect();
+        devices.join("\n")
+    };
+    match std::io::stdout().write_all(text.as_bytes()) {
+        // Whoever reads it has seen enough.
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Failed {
+            exit: Exit::Internal,
+            message: format!("cannot write to standard output: {error}"),
+        }),
+        _ => Ok(Exit::Persisted),
+    }
 }
 
 fn stream(args: Args, runtime: &tokio::runtime::Runtime) -> Result<Exit, Failed> {
@@ -96,7 +116,7 @@ fn stream(args: Args, runtime: &tokio::runtime::Runtime) -> Result<Exit, Failed>
     kvs_producer_app::log::start(config.log_level, config.log_format);
     let summary = runtime.block_on(app::run(config)).map_err(|error| Failed {
         exit: match &error {
-            Error::Tls(_) | Error::Aws(_) => Exit::Usage,
+            Error::Tls(_) | Error::Aws(_) | Error::ReportPlace { .. } => Exit::Usage,
             Error::Source(_) => Exit::NoSource,
             #[cfg(feature = "local")]
             Error::Local(_) => Exit::Usage,
@@ -104,14 +124,41 @@ fn stream(args: Args, runtime: &tokio::runtime::Runtime) -> Result<Exit, Failed>
         },
         message: chain(&error).to_string(),
     })?;
-    if let Some(failure) = &summary.report.failure {
-        eprintln!("kvsProducerApp: {failure}");
-    } else if summary.exit == Exit::NoMedia {
-        eprintln!(
-            "kvsProducerApp: nothing could be streamed: no key frame with its parameter sets came from the source"
-        );
+    if let Some(complaint) = complaint(&summary) {
+        eprintln!("kvsProducerApp: {complaint}");
     }
     Ok(summary.exit)
+}
+
+/// What went wrong, in one line.
+fn complaint(summary: &Summary) -> Option<String> {
+    if let Some(failure) = &summary.report.failure {
+        return Some(failure.clone());
+    }
+    let counts = &summary.report.counts;
+    let nothing = summary.exit == Exit::NoMedia;
+    // Joining a stream in the middle costs a few frames, and is no complaint where others came.
+    let of = |reason: &DropReason| match reason {
+        DropReason::BeforeKeyFrame if !nothing => 0,
+        reason => counts.dropped_for(*reason).frames,
+    };
+    // The reason that cost most.
+    let reason = DropReason::ALL.into_iter().max_by_key(of);
+    let why = match reason.filter(|reason| of(reason) > 0) {
+        None => "no frame came from the source",
+        Some(DropReason::BeforeKeyFrame) => "no key frame came from the source",
+        Some(reason) => reason.explanation(),
+    };
+    match summary.exit {
+        Exit::Persisted => None,
+        Exit::NoMedia => Some(format!("nothing could be streamed: {why}")),
+        _ if counts.dropped_in_all().frames == 0 => None,
+        _ => Some(format!(
+            "{} of {} frames were dropped: {why}",
+            counts.dropped_in_all().frames,
+            counts.captured.frames
+        )),
+    }
 }
 
 fn code(exit: Exit) -> ExitCode {

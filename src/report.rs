@@ -53,18 +53,13 @@ impl fmt::Display for Report {
         let counts = &self.counts;
         write!(
             f,
-            "{}: {} of {} frames persisted in {} fragments ({} MB, {} {}, {:.1} s)",
+            "{}: {} of {} frames persisted in {} ({} MB, {}, {:.1} s)",
             self.stream,
             counts.persisted.frames,
             counts.captured.frames,
-            counts.fragments_persisted,
+            counted(counts.fragments_persisted, "fragment"),
             megabytes(counts.persisted.bytes),
-            self.connections,
-            if self.connections == 1 {
-                "connection"
-            } else {
-                "connections"
-            },
+            counted(self.connections, "connection"),
             self.duration.as_secs_f32(),
         )?;
         let mut before = "; dropped ";
@@ -77,6 +72,11 @@ impl fmt::Display for Report {
         }
         Ok(())
     }
+}
+
+fn counted(number: u64, what: &str) -> String {
+    let ending = if number == 1 { "" } else { "s" };
+    format!("{number} {what}{ending}")
 }
 
 /// Bytes in units of a million, with one decimal.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use crate::frame::{MediaTime, Timecode};
-use crate::ring::{Counts, Fill};
+use crate::ring::{Counts, DropReason, Fill};
 
 /// What is looked at.
 #[derive(Debug, Clone, Copy)]
@@ -73,6 +73,68 @@ impl Line {
     }
 }
 
+/// When nothing was given up for so long, an episode of overflow is over.
+const QUIET: Duration = Duration::from_secs(10);
+
+/// Makes episodes of the ring's overflow: two lines in the log for each, however long it lasts.
+#[derive(Debug, Default)]
+pub struct Overflow {
+    seen: u64,
+    episode: Option<Episode>,
+}
+
+#[derive(Debug)]
+struct Episode {
+    began: Instant,
+    last: Instant,
+    frames_before: u64,
+}
+
+/// A turn that is worth a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// Frames are being given up.
+    Began,
+    /// No more are.
+    Ended {
+        /// How many were.
+        frames: u64,
+        /// From the first to the last.
+        lasted: Duration,
+    },
+}
+
+impl Overflow {
+    /// Takes a look; says when it has turned.
+    pub fn look(&mut self, now: &Look) -> Option<Turn> {
+        let frames = now.counts.dropped_for(DropReason::RingFull).frames;
+        let before = std::mem::replace(&mut self.seen, frames);
+        match &mut self.episode {
+            None if frames > before => {
+                self.episode = Some(Episode {
+                    began: now.at,
+                    last: now.at,
+                    frames_before: before,
+                });
+                Some(Turn::Began)
+            }
+            Some(episode) if frames > before => {
+                episode.last = now.at;
+                None
+            }
+            Some(episode) if now.at - episode.last >= QUIET => {
+                let ended = Turn::Ended {
+                    frames: frames - episode.frames_before,
+                    lasted: episode.last - episode.began,
+                };
+                self.episode = None;
+                Some(ended)
+            }
+            _ => None,
+        }
+    }
+}
+
 fn per(amount: u64, seconds: f64) -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
     let amount = amount as f64;
@@ -117,6 +179,59 @@ mod tests {
     use super::*;
     use crate::clock::Clock;
     use crate::ring::Amount;
+
+    fn look(at: Instant, given_up: u64) -> Look {
+        let mut counts = Counts::default();
+        counts.dropped[DropReason::RingFull as usize].frames = given_up;
+        let fill = Fill {
+            total_bytes: 1,
+            available_bytes: 1,
+            oldest_unsent: None,
+            newest: None,
+            fragments: 0,
+        };
+        let media = MediaTime(0);
+        Look {
+            at,
+            media,
+            counts,
+            fill,
+            connections: 0,
+            streaming: false,
+            last_persisted: None,
+        }
+    }
+
+    #[test]
+    fn an_overflow_is_two_lines_however_long_it_lasts() {
+        let start = Clock.now();
+        let mut overflow = Overflow::default();
+        let mut turns = Vec::new();
+        for second in 0..200 {
+            // Given up every third second from 10 to 100.
+            let given_up = if second < 10 {
+                0
+            } else {
+                (second.min(100) - 7) / 3 * 25
+            };
+            turns.extend(overflow.look(&look(start + Duration::from_secs(second), given_up)));
+        }
+        let lasted = Duration::from_secs(90);
+        assert_eq!(
+            turns,
+            [
+                Turn::Began,
+                Turn::Ended {
+                    frames: 775,
+                    lasted
+                }
+            ]
+        );
+        assert_eq!(
+            overflow.look(&look(start + Duration::from_mins(5), 800)),
+            Some(Turn::Began)
+        );
+    }
 
     #[test]
     fn rates_are_those_since_the_last_look() {

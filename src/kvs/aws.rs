@@ -5,7 +5,7 @@ use std::error::Error as StdError;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::Credentials;
@@ -164,7 +164,10 @@ impl Aws {
             loader = loader.credentials_provider(credentials.clone());
         }
         let sdk: SdkConfig = loader.load().await;
-        let region = sdk.region().ok_or(Error::NoRegion)?.to_string();
+        let region = sdk.region().map_or(String::new(), Region::to_string);
+        if region.is_empty() {
+            return Err(Error::NoRegion);
+        }
         let plain =
             |letter: char| letter.is_ascii_lowercase() || letter.is_ascii_digit() || letter == '-';
         if !region.contains('-') || !region.chars().all(plain) {
@@ -258,21 +261,35 @@ impl Aws {
                 FailureKind::NoCredentials,
                 "no AWS credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
             ),
+            // Whoever has them does not answer now.
+            CredentialsError::ProviderTimedOut(_) | CredentialsError::ProviderError(_) => Failure::new(
+                FailureKind::Network,
+                format!("cannot get AWS credentials: {}", chain(&error)),
+            ),
             error => Failure::new(
                 FailureKind::NoCredentials,
                 format!("no AWS credentials: {}", chain(&error)),
             ),
         })?;
-        let left = credentials.expiry().map(|expiry| {
-            expiry
-                .duration_since(UNIX_EPOCH)
-                .unwrap_or_default()
-                .saturating_sub(self.shared.clock.now())
-        });
-        let until = left.map(|left| self.shared.waiting.now() + left);
         self.shared
             .with(|learnt| learnt.credentials = Some(credentials));
-        Ok(Reply::Credentials(until))
+        Ok(Reply::Credentials(self.credentials_end()))
+    }
+
+    /// When the credentials at hand end; `None` where that is not known, or not yet: a clock that the service has not put
+    /// right may be years off.
+    pub fn credentials_end(&self) -> Option<Instant> {
+        if !self.shared.clock.has_heard() {
+            return None;
+        }
+        let expiry = self
+            .shared
+            .with(|learnt| learnt.credentials.as_ref()?.expiry())?;
+        let left = expiry
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .saturating_sub(self.shared.clock.now());
+        Some(self.shared.waiting.now() + left)
     }
 
     async fn describe(&self) -> Result<Reply, Failure> {
@@ -363,7 +380,7 @@ impl Aws {
         match (error, raw) {
             (SdkError::ServiceError(context), Some(raw)) => {
                 let code = context.err().code().unwrap_or_default();
-                let said = context.err().message().unwrap_or_default();
+                let said = failure::words(context.err().message().unwrap_or_default());
                 let status = raw.status().as_u16();
                 let kind = failure::of_answer(status, code, said);
                 let stream = &self.options.stream;
@@ -382,7 +399,7 @@ impl Aws {
                 Failure::new(kind, message)
             }
             (error, None) => {
-                if let Some(reason) = tls_error(error) {
+                if let Some(reason @ rustls::Error::InvalidCertificate(_)) = tls_error(error) {
                     Failure::new(FailureKind::Untrusted, untrusted(place, reason))
                 } else {
                     self.unreachable(call, error)
@@ -393,12 +410,17 @@ impl Aws {
 
     fn unreachable(&self, call: &str, error: &(dyn StdError + 'static)) -> Failure {
         let cause = root_cause(error);
+        let not_http = cause.downcast_ref().is_some_and(hyper::Error::is_parse);
         let unresolved = chain(error).to_string().contains("dns error");
         let advice = match (unresolved, self.place.strip_prefix("region ")) {
             (true, Some(region)) => {
                 format!("; is the region {region:?} right, and the network up?")
             }
             (true, None) => "; is the endpoint's name right, and the network up?".to_owned(),
+            // Something answered.
+            _ if not_http || tls_error(error).is_some() => {
+                "; is that the right port, and http or https as it should be?".to_owned()
+            }
             _ => String::new(),
         };
         let message = format!("{call}: cannot reach {}: {cause}{advice}", self.place);
@@ -434,11 +456,11 @@ fn root_cause<'a>(error: &'a (dyn StdError + 'static)) -> &'a (dyn StdError + 's
     error
 }
 
-/// The refusal of a certificate, wherever it is in the chain. An `io::Error` hides what it wraps from `source`.
+/// What is wrong with TLS, wherever it is in the chain. An `io::Error` hides what it wraps from `source`.
 fn tls_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Error> {
     let mut next = Some(error);
     while let Some(error) = next {
-        if let Some(found @ rustls::Error::InvalidCertificate(_)) = error.downcast_ref() {
+        if let Some(found) = error.downcast_ref() {
             return Some(found);
         }
         let inside = error
@@ -496,9 +518,12 @@ fn http_client(
         .tls_backend_preconfigured(tls.clone())
         .http1_only()
         .connect_timeout(CONNECT_TIMEOUT)
-        // A call in 40 minutes needs no connection kept open.
+        // One call follows the other at the start. A connection that is kept any longer may be dead by the next one, which
+        // would then hang.
         .pool_max_idle_per_host(1)
-        .pool_idle_timeout(Duration::from_secs(10))
+        .pool_idle_timeout(Duration::from_secs(2))
+        // PutMedia goes straight to the service; and credentials of this machine are not for a proxy to see.
+        .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
         .build()?;
     let connector = SharedHttpConnector::new(Connector { client, clock });

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustls::ClientConfig;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -69,6 +69,8 @@ pub struct Control {
     serving: HashMap<task::Id, Served>,
     live: HashMap<ConnectionId, Live>,
     status: watch::Sender<Status>,
+    /// How long a connection may stand still.
+    patience: Duration,
 }
 
 impl Control {
@@ -82,6 +84,7 @@ impl Control {
         codec: Option<Codec>,
     ) -> Self {
         let (sender, events) = mpsc::unbounded_channel();
+        let patience = settings.progress_timeout;
         Self {
             session: Session::new(settings),
             aws,
@@ -95,6 +98,7 @@ impl Control {
             serving: HashMap::new(),
             live: HashMap::new(),
             status: watch::channel(Status::default()).0,
+            patience,
         }
     }
 
@@ -137,6 +141,11 @@ impl Control {
     fn settle(&mut self, event: Event) {
         if let Event::Lost(id, _) = &event {
             self.live.remove(id);
+        }
+        if let Event::Opened(_) = &event {
+            let now = self.now();
+            self.session
+                .handle(Event::CredentialsEnd(self.aws.credentials_end()), now);
         }
         let mut next = Some(event);
         while let Some(event) = next.take() {
@@ -184,12 +193,10 @@ impl Control {
 
     fn now(&self) -> Now {
         let (unsent, done) = self.ring.with(|ring| (ring.has_unsent(), ring.is_done()));
-        let current = self.session.current().and_then(|id| self.live.get(&id));
         Now {
             at: self.clock.now(),
             unsent,
             done,
-            taken: current.map_or(0, |live| live.body.taken() as u64),
             jitter: self.clock.jitter(),
         }
     }
@@ -247,8 +254,8 @@ impl Control {
             id,
             origin: origin.clone(),
             tls,
-            patience: self.session.settings().progress_timeout,
             clock: self.aws.clock().clone(),
+            patience: self.patience,
         };
         let abort = self
             .tasks
@@ -269,7 +276,9 @@ impl Control {
     fn start(&mut self, id: ConnectionId) -> Option<Event> {
         let live = self.live.get_mut(&id)?;
         // The wall clock is read here and nowhere else for media: frames keep the camera's spacing from now on.
-        let wall_ms = u64::try_from(self.aws.clock().now().as_millis()).unwrap_or(u64::MAX);
+        // Both clocks at once: what passes between them, like the signing, would be taken for a step of the wall clock.
+        let (wall, media) = (self.aws.clock().now(), self.clock.media());
+        let wall_ms = u64::try_from(wall.as_millis()).unwrap_or(u64::MAX);
         let headers = match self.aws.put_media(&live.origin, Timecode(wall_ms)) {
             Ok(headers) => headers,
             Err(error) => {
@@ -279,8 +288,8 @@ impl Control {
                 return Some(Event::Lost(id, failure));
             }
         };
-        let anchor = i64::try_from(wall_ms).unwrap_or(i64::MAX)
-            - i64::try_from(self.clock.media().0).unwrap_or(0);
+        let anchor =
+            i64::try_from(wall_ms).unwrap_or(i64::MAX) - i64::try_from(media.0).unwrap_or(0);
         self.ring.with(|ring| ring.set_anchor(anchor));
         let body = UploadBody::new(
             id,
@@ -319,6 +328,11 @@ fn log(note: &Note) {
         Note::WaitingForActive => info!("waiting until the stream is ACTIVE"),
         Note::DescribeNotPermitted => {
             info!("DescribeStream is not permitted: the stream is taken for ACTIVE");
+        }
+        Note::NothingRetained => {
+            info!(
+                "nothing is ever PERSISTED: the stream is taken for one that retains nothing, and RECEIVED for enough"
+            );
         }
         Note::NotTagged(failure) => warn!("the stream is not tagged: {}", failure.message),
         Note::Streaming(connection) => info!(%connection, "streaming"),

@@ -125,6 +125,14 @@ impl Failure {
     }
 }
 
+/// What of a service's message may be shown: its first line, of bounded length. Where a signature does not match, the
+/// lines behind it repeat all that was signed, a session token included.
+pub fn words(message: &str) -> &str {
+    const MOST_BYTES: usize = 400;
+    let line = message.lines().next().unwrap_or_default();
+    &line[..line.floor_char_boundary(MOST_BYTES)]
+}
+
 /// What an error answer means. `error` is the exception's name (`x-amzn-ErrorType` up to a colon), empty when it is missing.
 pub fn of_answer(status: u16, error: &str, message: &str) -> FailureKind {
     use FailureKind as K;
@@ -294,6 +302,16 @@ mod tests {
     ];
 
     /// Every exception and every ERROR acknowledgement that the service documents, with what is done about it.
+    #[test]
+    fn only_the_first_line_of_a_message_is_shown_and_not_all_of_a_long_one() {
+        assert_eq!(
+            words("It does not match.\n\nx-amz-security-token:secret"),
+            "It does not match."
+        );
+        assert_eq!(words(""), "");
+        assert_eq!(words(&"\u{e9}".repeat(1000)).len(), 400);
+    }
+
     #[test]
     fn every_documented_error_has_its_reaction() {
         use std::fmt::Write;

@@ -1,7 +1,8 @@
 //! The service's clock: ours, corrected by what the service's answers say.
 //!
 //! A signature whose date is more than 15 minutes off is refused, and media is named by wall-clock time; a board without a
-//! battery-backed clock boots in 1970. Every answer of the service has a `Date`.
+//! battery-backed clock boots in 1970. Every answer of the service has a `Date`. What it tells is kept as a distance to the
+//! time since boot, which nobody sets: a wall clock that is put right, or wrong, between two answers changes nothing.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
@@ -19,8 +20,16 @@ const NEWS_MS: u64 = 5_000;
 #[derive(Debug, Clone)]
 pub struct ServiceClock {
     clock: Clock,
-    /// How far our clock is behind, in ms; negative when it is ahead.
-    behind_ms: Arc<Mutex<i64>>,
+    known: Arc<Mutex<Option<Known>>>,
+}
+
+/// What the last answers told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Known {
+    /// The service's time less the time since boot, in ms.
+    since_boot_ms: i64,
+    /// How far the wall clock was behind when that was last news, in ms; negative when it was ahead.
+    behind_ms: i64,
 }
 
 impl ServiceClock {
@@ -28,17 +37,24 @@ impl ServiceClock {
     pub fn new(clock: Clock) -> Self {
         Self {
             clock,
-            behind_ms: Arc::default(),
+            known: Arc::default(),
         }
     }
 
     /// Since the Unix epoch.
     pub fn now(&self) -> Duration {
-        let behind = *self
-            .behind_ms
+        match *self.known.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(known) => shifted(self.clock.boottime(), known.since_boot_ms),
+            None => self.clock.wall(),
+        }
+    }
+
+    /// Whether the service has told its time.
+    pub fn has_heard(&self) -> bool {
+        self.known
             .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        shifted(self.clock.wall(), behind)
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_some()
     }
 
     /// Learns from an answer's headers. Only those of the service count, which have a request id: a metadata service on
@@ -50,31 +66,54 @@ impl ServiceClock {
         let Some(theirs) = date(headers).filter(|_| of_service) else {
             return;
         };
-        let behind = difference_ms(theirs, self.clock.wall());
-        let mut known = self
-            .behind_ms
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if known.abs_diff(behind) > NEWS_MS {
-            *known = behind;
-            drop(known);
-            tell(behind);
-        }
+        let (wall, boot) = (self.clock.wall(), self.clock.boottime());
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = *known;
+        let after = learn(before, theirs, wall, boot);
+        *known = Some(after);
+        drop(known);
+        tell(before, after);
     }
 }
 
-fn tell(behind_ms: i64) {
-    let by_s = behind_ms.unsigned_abs() / 1000;
-    match behind_ms {
-        ..=-5000 => warn!(
+/// What is known after an answer. Pure.
+fn learn(before: Option<Known>, theirs: Duration, wall: Duration, boot: Duration) -> Known {
+    let behind_ms = difference_ms(theirs, wall);
+    let by_service = difference_ms(theirs, boot);
+    if behind_ms.unsigned_abs() <= NEWS_MS {
+        // The wall clock is right, and more exact than whole seconds.
+        return Known {
+            since_boot_ms: difference_ms(wall, boot),
+            behind_ms: 0,
+        };
+    }
+    match before {
+        Some(known) if known.since_boot_ms.abs_diff(by_service) <= NEWS_MS => {
+            Known { behind_ms, ..known }
+        }
+        _ => Known {
+            since_boot_ms: by_service,
+            behind_ms,
+        },
+    }
+}
+
+fn tell(before: Option<Known>, after: Known) {
+    let (was, is) = (before.map_or(0, |known| known.behind_ms), after.behind_ms);
+    if was.abs_diff(is) <= NEWS_MS {
+        return;
+    }
+    let by_s = is.unsigned_abs() / 1000;
+    match is {
+        0 => warn!("this machine's clock agrees with the service's again"),
+        ..0 => warn!(
             by_s,
             "this machine's clock is ahead of the service's: going on with the service's time"
         ),
-        5000.. => warn!(
+        1.. => warn!(
             by_s,
             "this machine's clock is behind the service's: going on with the service's time"
         ),
-        _ => warn!("this machine's clock agrees with the service's again"),
     }
 }
 
@@ -87,9 +126,9 @@ fn shifted(time: Duration, by_ms: i64) -> Duration {
     }
 }
 
-fn difference_ms(theirs: Duration, ours: Duration) -> i64 {
+fn difference_ms(one: Duration, other: Duration) -> i64 {
     let ms = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
-    ms(theirs) - ms(ours)
+    ms(one) - ms(other)
 }
 
 fn date(headers: &HeaderMap) -> Option<Duration> {
@@ -124,6 +163,22 @@ mod tests {
             clock.hear(&answer(ahead, true));
             assert!((off_s(&clock) - ahead).abs() <= 1, "{ahead}");
         }
+    }
+
+    #[test]
+    fn a_wall_clock_that_steps_between_two_answers_changes_nothing() {
+        let at = Duration::from_secs;
+        // Three days behind at boot, then NTP sets it.
+        let known = learn(None, at(1_000_000), at(740_800), at(100));
+        assert_eq!(known.since_boot_ms, 999_900_000);
+        let known = learn(Some(known), at(1_000_060), at(1_000_060), at(160));
+        assert_eq!((known.since_boot_ms, known.behind_ms), (999_900_000, 0));
+        // Somebody sets it a day ahead: the next answer tells, and the time goes on as it was.
+        let known = learn(Some(known), at(1_000_120), at(1_086_520), at(220));
+        assert_eq!(
+            (known.since_boot_ms, known.behind_ms),
+            (999_900_000, -86_400_000)
+        );
     }
 
     #[test]

@@ -37,11 +37,15 @@ pub struct Settings {
     /// Whether a failure that only somebody's action can cure ends the session as long as nothing was ever streamed: for a
     /// file. A camera goes on trying.
     pub give_up: bool,
+    /// How long any other failure is tried again before nothing was ever streamed: for a file, which would wait for ever.
+    /// `None`: a camera goes on trying.
+    pub patience: Option<Duration>,
     /// For TCP and TLS to be up.
     pub connect_timeout: Duration,
     /// For the head of the answer after the request's.
     pub head_timeout: Duration,
-    /// For the first acknowledgement of what was sent, and for bytes to move while there are any to send.
+    /// For the first acknowledgement of what was sent, and for bytes to move while there are any to send. While they move
+    /// slowly an acknowledgement may take longer, up to `confirm_timeout`.
     pub progress_timeout: Duration,
     /// For a fragment that was sent whole to be confirmed.
     pub confirm_timeout: Duration,
@@ -67,6 +71,7 @@ impl Default for Settings {
             create: true,
             tag: false,
             give_up: false,
+            patience: None,
             connect_timeout: Duration::from_secs(5),
             head_timeout: Duration::from_secs(5),
             progress_timeout: Duration::from_secs(5),
@@ -145,6 +150,8 @@ pub enum Event {
     Tick,
     /// A call has ended.
     Replied(Call, Result<Reply, Failure>),
+    /// What is known now of the end of the credentials: a clock that was wrong when they came may have been put right.
+    CredentialsEnd(Option<Instant>),
     /// TCP and TLS are up.
     Opened(ConnectionId),
     /// The service has answered 200.
@@ -153,6 +160,10 @@ pub enum Event {
     Begun(ConnectionId, Timecode),
     /// The body has handed over the last byte of a fragment.
     Sent(ConnectionId, Timecode),
+    /// The kernel takes no more bytes: what it holds has to leave first.
+    Held(ConnectionId),
+    /// The kernel took bytes that had to wait: some have left.
+    Moved(ConnectionId),
     /// The body is at its end.
     BodyEnded(ConnectionId, BodyEnd),
     /// An acknowledgement.
@@ -174,8 +185,6 @@ pub struct Now {
     pub unsent: bool,
     /// Whether the source is at its end and nothing is left in the ring.
     pub done: bool,
-    /// Bytes that the current connection's body has handed over, ever.
-    pub taken: u64,
     /// By chance, in `0.0..1.0`.
     pub jitter: f64,
 }
@@ -214,6 +223,8 @@ pub enum Note {
     WaitingForActive,
     /// DescribeStream is not permitted: the stream is taken for ACTIVE.
     DescribeNotPermitted,
+    /// Fragments are RECEIVED and never PERSISTED: the stream is taken for one that retains nothing.
+    NothingRetained,
     /// The tags could not be set; streaming goes on.
     NotTagged(Failure),
     /// Media flows.
@@ -263,13 +274,23 @@ struct InFlight {
     level: Level,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Phase {
     Opening,
     Ready,
     Head,
     Streaming,
     Draining,
+}
+
+/// What a connection was waited for in vain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Stall {
+    Connect,
+    Head,
+    Write,
+    Silence,
+    Unconfirmed,
 }
 
 #[derive(Debug)]
@@ -281,7 +302,22 @@ struct Connection {
     credentials_end: bool,
     finishing: bool,
     last_ack: Instant,
+    /// Since when a write stands still.
+    held: Option<Instant>,
+    /// When bytes last left that had to wait: until then what was sent later was still here.
+    moved: Option<Instant>,
     in_flight: VecDeque<InFlight>,
+}
+
+/// What has happened at least once.
+#[derive(Debug, Clone, Copy, Default)]
+struct Ever {
+    /// The service has answered 200.
+    accepted: bool,
+    /// A fragment was confirmed.
+    confirmed: bool,
+    /// By PERSISTED.
+    persisted: bool,
 }
 
 /// Credentials at hand.
@@ -289,15 +325,6 @@ struct Connection {
 struct Granted {
     since: Instant,
     until: Option<Instant>,
-}
-
-/// The flow of bytes into the current connection.
-#[derive(Debug, Clone, Copy)]
-struct Flow {
-    looked: Option<Instant>,
-    taken: u64,
-    /// Since when bytes have waited and none was taken.
-    stuck: Option<Instant>,
 }
 
 /// See the module. Pure: it is told the time and what happened, and says what to do.
@@ -313,11 +340,12 @@ pub struct Session {
     call: Option<Call>,
     connections: Vec<Connection>,
     next_connection: u64,
-    flow: Flow,
     backoff: Backoff,
     wait: Option<Instant>,
     drain: Option<Instant>,
-    ever_streamed: bool,
+    ever: Ever,
+    /// When the first failure was.
+    failing_since: Option<Instant>,
     last_failure: Option<Failure>,
     actions: VecDeque<Action>,
     outcome: Option<Outcome>,
@@ -337,15 +365,11 @@ impl Session {
             call: None,
             connections: Vec::new(),
             next_connection: 0,
-            flow: Flow {
-                looked: None,
-                taken: 0,
-                stuck: None,
-            },
             backoff,
             wait: None,
             drain: None,
-            ever_streamed: false,
+            ever: Ever::default(),
+            failing_since: None,
             last_failure: None,
             actions: VecDeque::new(),
             outcome: None,
@@ -360,6 +384,11 @@ impl Session {
         match event {
             Event::Tick => {}
             Event::Replied(call, reply) => self.replied(call, reply, now),
+            Event::CredentialsEnd(until) => {
+                if let Some(granted) = &mut self.credentials {
+                    granted.until = until;
+                }
+            }
             Event::Opened(id) => self.opened(id, now),
             Event::Accepted(id) => self.accepted(id, now),
             Event::Begun(id, timecode) => {
@@ -378,6 +407,17 @@ impl Session {
                     fragment.sent = Some(now.at);
                 }
             }
+            Event::Held(id) => {
+                if let Some(connection) = self.connection(id) {
+                    connection.held = Some(now.at);
+                }
+            }
+            Event::Moved(id) => {
+                if let Some(connection) = self.connection(id) {
+                    connection.held = None;
+                    connection.moved = Some(now.at);
+                }
+            }
             Event::BodyEnded(id, _) => self.body_ended(id, now),
             Event::Ack(id, ack) => self.acknowledged(id, ack, now),
             Event::Lost(id, failure) => self.lost(id, failure, now),
@@ -392,11 +432,6 @@ impl Session {
     /// The next thing to do, oldest first.
     pub fn next_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
-    }
-
-    /// What it goes by.
-    pub fn settings(&self) -> &Settings {
-        &self.settings
     }
 
     /// When to send [`Event::Tick`] at the latest.
@@ -420,19 +455,11 @@ impl Session {
             Some(carrier) => look.max(Some(carrier.rotate_at)),
         };
         let next_step = next_step.max(self.wait).filter(|_| free);
-        // Nobody tells when a write begins to stand still: it is looked for.
-        let progress = self.settings.progress_timeout;
-        let flow = carrier.and(self.flow.looked).map(|looked| {
-            let look = looked + progress / 4;
-            self.flow
-                .stuck
-                .map_or(look, |stuck| look.min(stuck + progress))
-        });
         let dues = self
             .connections
             .iter()
             .filter_map(|connection| self.due(connection).map(|(due, _)| due));
-        [next_step, self.drain, flow]
+        [next_step, self.drain, self.out_of_patience()]
             .into_iter()
             .flatten()
             .chain(dues)
@@ -482,6 +509,10 @@ impl Session {
             return;
         }
         self.call = None;
+        if matches!(reply, Ok(Reply::Described { .. })) {
+            // The service is there; how long a stream takes to be ACTIVE is its own.
+            self.failing_since = None;
+        }
         match reply {
             Ok(Reply::Credentials(Some(until))) if until <= now.at => {
                 let message =
@@ -517,7 +548,15 @@ impl Session {
     }
 
     fn call_failed(&mut self, call: Call, failure: Failure, now: Now) {
+        let unexpired = |granted: &Granted| granted.until.is_none_or(|until| now.at < until);
         match (call, failure.kind) {
+            // Those at hand are good until they end, and used for a while before better ones are asked for again.
+            (Call::Credentials, _) if self.credentials.as_ref().is_some_and(unexpired) => {
+                if let Some(granted) = &mut self.credentials {
+                    granted.since = now.at;
+                }
+                self.note(Note::Failed(failure, LEAST_CREDENTIAL_USE));
+            }
             (Call::Describe, FailureKind::NotFound) if self.settings.create => {
                 self.stream = Stream::Missing;
             }
@@ -532,6 +571,7 @@ impl Session {
             // GetDataEndpoint and PutMedia are all that ingest needs.
             (Call::Describe, FailureKind::NotPermitted) => {
                 self.stream = Stream::Active;
+                // Where nothing was ever PERSISTED and RECEIVED is all that came, nothing is retained.
                 self.retains = None;
                 self.note(Note::DescribeNotPermitted);
             }
@@ -606,7 +646,7 @@ impl Session {
             connection.since = now.at;
         }
         connection.last_ack = now.at;
-        self.ever_streamed = true;
+        self.ever.accepted = true;
         self.note(Note::Streaming(id));
     }
 
@@ -645,14 +685,21 @@ impl Session {
         };
         if confirmed && connection.in_flight[index].sent.is_some() {
             connection.in_flight.remove(index);
-            self.actions.push_back(Action::Confirm(timecode));
-            self.backoff.reset();
-            self.last_failure = None;
-            self.drop_empty();
+            self.ever.persisted |= ack.kind == AckKind::Persisted;
+            self.confirmed(timecode);
         } else {
             let fragment = &mut connection.in_flight[index];
             fragment.level = fragment.level.max(level);
         }
+    }
+
+    fn confirmed(&mut self, timecode: Timecode) {
+        self.actions.push_back(Action::Confirm(timecode));
+        self.ever.confirmed = true;
+        self.failing_since = None;
+        self.backoff.reset();
+        self.last_failure = None;
+        self.drop_empty();
     }
 
     /// An ERROR acknowledgement: the connection is at its end.
@@ -665,11 +712,16 @@ impl Session {
         now: Now,
     ) {
         let (verdict, kind) = failure::of_error_ack(error, code);
-        let oldest = self
-            .connection(id)
-            .and_then(|connection| connection.in_flight.front())
-            .map(|oldest| oldest.timecode);
-        // Some errors name no fragment, or one that was never sent: then the oldest is meant.
+        // Some errors name no fragment, or one that was never sent: then the one that the service was reading is meant.
+        let oldest = self.connection(id).and_then(|connection| {
+            let in_flight = &connection.in_flight;
+            let reading = in_flight
+                .iter()
+                .find(|fragment| fragment.level < Level::Received);
+            reading
+                .or(in_flight.back())
+                .map(|fragment| fragment.timecode)
+        });
         let named = timecode.filter(|&timecode| self.in_flight(id, timecode).is_some());
         let message = format!("the service answered ERROR {error} {code}");
         if let (Verdict::Skip, Some(timecode)) = (verdict, named.or(oldest)) {
@@ -695,11 +747,11 @@ impl Session {
             // It had carried nothing.
             Phase::Opening | Phase::Ready => {}
             Phase::Head | Phase::Streaming | Phase::Draining => {
-                // What it carried goes out again, before anything later: whoever carries that has to stop first.
-                for later in self
-                    .connections
-                    .extract_if(.., |connection| connection.id > id)
-                {
+                // What it carried goes out again, before anything later: whoever carries that has to stop first. One that
+                // has not started is what goes on.
+                for later in self.connections.extract_if(.., |connection| {
+                    connection.id > id && connection.phase > Phase::Ready
+                }) {
                     self.actions.push_back(Action::Close(later.id));
                     self.actions.push_back(Action::Rewind(later.id));
                 }
@@ -723,7 +775,7 @@ impl Session {
             self.credentials = None;
         }
         let hopeless = kind.pace() == Pace::Slow;
-        let curable = first && kind.wants_credentials() && self.ever_streamed;
+        let curable = first && kind.wants_credentials() && self.ever.accepted;
         let mut wait = self.backoff.next_wait(now.jitter);
         if kind == FailureKind::ConnectionLimit || kind == FailureKind::Throttled {
             // At once is too soon for a service that has not seen the last connection end.
@@ -734,8 +786,9 @@ impl Session {
         }
         self.note(Note::Failed(failure.clone(), wait));
         self.last_failure = Some(failure.clone());
+        self.failing_since.get_or_insert(now.at);
         let over = self.settings.give_up || self.drain.is_some();
-        if hopeless && !self.ever_streamed && over {
+        if hopeless && !self.ever.confirmed && over {
             self.end(Outcome::GaveUp(failure));
         } else {
             self.wait = Some(now.at + wait);
@@ -745,55 +798,64 @@ impl Session {
     // ---- deadlines ----
 
     /// When the connection counts as dead, and why, unless something moves before.
-    fn due(&self, connection: &Connection) -> Option<(Instant, &'static str)> {
+    fn due(&self, connection: &Connection) -> Option<(Instant, Stall)> {
         let settings = &self.settings;
         match connection.phase {
             Phase::Opening => {
-                return Some((connection.since + settings.connect_timeout, "no connection"));
+                return Some((connection.since + settings.connect_timeout, Stall::Connect));
             }
             Phase::Ready => return None,
-            Phase::Head => {
-                return Some((
-                    connection.since + settings.head_timeout,
-                    "no answer to PutMedia",
-                ));
-            }
+            Phase::Head => return Some((connection.since + settings.head_timeout, Stall::Head)),
             Phase::Streaming | Phase::Draining => {}
         }
+        let held = connection
+            .held
+            .map(|held| (held + settings.progress_timeout, Stall::Write));
         let silent = connection.in_flight.iter().filter_map(|fragment| {
             let since = match (fragment.level, fragment.sent) {
                 (Level::Nothing, _) => fragment.begun,
                 (Level::Buffering, Some(sent)) => sent,
                 _ => return None,
             };
-            Some(since.max(connection.last_ack) + settings.progress_timeout)
+            let since = since.max(connection.last_ack);
+            // What waits behind others in the kernel cannot be acknowledged. That is no excuse for ever: a server may read
+            // on and acknowledge nothing.
+            let last = since + settings.confirm_timeout;
+            let moved = connection.moved.map_or(since, |moved| moved.max(since));
+            Some((moved + settings.progress_timeout).min(last))
         });
-        let silent = silent.min().map(|due| (due, "no acknowledgement"));
+        let silent = silent.min().map(|due| (due, Stall::Silence));
         let unconfirmed = connection
             .in_flight
             .iter()
             .filter_map(|fragment| fragment.sent)
             .min();
-        let unconfirmed = unconfirmed.map(|sent| {
-            (
-                sent + settings.confirm_timeout,
-                "a fragment is not confirmed",
-            )
-        });
-        silent.into_iter().chain(unconfirmed).min()
+        let unconfirmed =
+            unconfirmed.map(|sent| (sent + settings.confirm_timeout, Stall::Unconfirmed));
+        [held, silent, unconfirmed].into_iter().flatten().min()
+    }
+
+    /// When nothing but failures is enough.
+    fn out_of_patience(&self) -> Option<Instant> {
+        let since = self.failing_since.filter(|_| !self.ever.confirmed)?;
+        self.settings.patience.map(|patience| since + patience)
     }
 
     fn watch(&mut self, now: Now) {
         if self.outcome.is_some() {
             return;
         }
-        self.watch_flow(now);
         let due = self.connections.iter().find_map(|connection| {
-            let (due, what) = self.due(connection)?;
-            (now.at >= due).then_some((connection.id, what))
+            let (due, stall) = self.due(connection)?;
+            (now.at >= due).then_some((connection.id, stall))
         });
-        if let Some((id, what)) = due {
-            self.stalled(id, what, now);
+        if let Some((id, stall)) = due {
+            self.stalled(id, stall, now);
+        }
+        if self.out_of_patience().is_some_and(|at| now.at >= at)
+            && let Some(failure) = self.last_failure.clone()
+        {
+            return self.end(Outcome::GaveUp(failure));
         }
         let Some(until) = self.drain else { return };
         let hopeless = self
@@ -802,39 +864,82 @@ impl Session {
             .filter(|failure| failure.kind.pace() == Pace::Slow);
         match hopeless {
             _ if now.done => self.end(Outcome::Done),
-            Some(failure) if !self.ever_streamed => self.end(Outcome::GaveUp(failure.clone())),
-            _ if now.at >= until => self.end(Outcome::OutOfTime(self.last_failure.clone())),
+            Some(failure) if !self.ever.confirmed => self.end(Outcome::GaveUp(failure.clone())),
+            _ if now.at >= until => self.end(Outcome::OutOfTime(Some(self.unfinished()))),
             _ => {}
         }
     }
 
-    /// A write that stands still: bytes wait, and none was taken for too long.
-    fn watch_flow(&mut self, now: Now) {
-        let Some(carrier) = self.carrier().map(|carrier| carrier.id) else {
-            return;
-        };
-        self.flow.looked = Some(now.at);
-        if !now.unsent {
-            self.flow.taken = now.taken;
-            self.flow.stuck = None;
-        } else if now.taken != self.flow.taken {
-            self.flow.taken = now.taken;
-            self.flow.stuck = Some(now.at);
-        } else {
-            let since = *self.flow.stuck.get_or_insert(now.at);
-            if now.at >= since + self.settings.progress_timeout {
-                self.stalled(carrier, "the connection takes no more bytes", now);
-            }
+    /// Why not everything is confirmed at the end: what failed last, or what is being waited for.
+    fn unfinished(&self) -> Failure {
+        if let Some(failure) = &self.last_failure {
+            return failure.clone();
         }
+        let message = match (self.call, self.connections.first()) {
+            (Some(call), _) => format!("the time was over before {call:?} was answered"),
+            (None, Some(one)) if one.phase <= Phase::Head => {
+                "the time was over before the service had taken the connection".to_owned()
+            }
+            (None, Some(_)) => {
+                "the time was over before the service had confirmed everything".to_owned()
+            }
+            (None, None) => "the time was over before a connection could be opened".to_owned(),
+        };
+        Failure::new(FailureKind::Stalled, message)
     }
 
-    fn stalled(&mut self, id: ConnectionId, what: &str, now: Now) {
+    fn stalled(&mut self, id: ConnectionId, stall: Stall, now: Now) {
+        if stall == Stall::Unconfirmed && self.learn_retention(id) {
+            return;
+        }
+        let settings = &self.settings;
+        let (what, time) = match stall {
+            Stall::Connect => ("no connection", settings.connect_timeout),
+            Stall::Head => ("no answer to PutMedia", settings.head_timeout),
+            Stall::Write => (
+                "the connection takes no more bytes",
+                settings.progress_timeout,
+            ),
+            Stall::Silence => ("no acknowledgement", settings.progress_timeout),
+            Stall::Unconfirmed => ("a fragment is not confirmed", settings.confirm_timeout),
+        };
         self.actions.push_back(Action::Close(id));
-        let message = format!(
-            "{what} for {} s",
-            self.settings.progress_timeout.as_secs_f32()
-        );
+        let message = format!("{what} for {} s", time.as_secs_f32());
         self.lost(id, Failure::new(FailureKind::Stalled, message), now);
+    }
+
+    /// Fragments that were RECEIVED and are never PERSISTED: the stream may retain nothing. Whether that is the answer,
+    /// because nobody else can tell.
+    fn learn_retention(&mut self, id: ConnectionId) -> bool {
+        let received =
+            |fragment: &InFlight| fragment.level == Level::Received && fragment.sent.is_some();
+        if !self
+            .connection(id)
+            .is_some_and(|connection| connection.in_flight.iter().any(received))
+        {
+            return false;
+        }
+        if self.ever.persisted || self.retains.is_some() {
+            // It may have been changed: DescribeStream tells.
+            self.stream = Stream::Unknown;
+            return false;
+        }
+        self.retains = Some(false);
+        self.note(Note::NothingRetained);
+        let mut done = Vec::new();
+        if let Some(connection) = self.connection(id) {
+            connection.in_flight.retain(|fragment| {
+                let keep = !received(fragment);
+                if !keep {
+                    done.push(fragment.timecode);
+                }
+                keep
+            });
+        }
+        for timecode in done {
+            self.confirmed(timecode);
+        }
+        true
     }
 
     // ---- what comes next ----
@@ -891,11 +996,18 @@ impl Session {
 
     /// Whether a connection may be opened with these credentials.
     fn is_good(&self, granted: Granted, now: Now) -> bool {
-        let fresh = now.at < granted.since + LEAST_CREDENTIAL_USE;
-        let margin = if fresh {
+        let settings = &self.settings;
+        let age = now.at.duration_since(granted.since);
+        let margin = if age < LEAST_CREDENTIAL_USE / 6 {
+            // There are no better ones to be had.
             Duration::ZERO
+        } else if age < LEAST_CREDENTIAL_USE {
+            // They have to last until the service has taken the connection.
+            settings
+                .credential_margin
+                .min(settings.connect_timeout + settings.head_timeout)
         } else {
-            self.settings.credential_margin
+            settings.credential_margin
         };
         granted.until.is_none_or(|until| now.at + margin < until)
     }
@@ -924,6 +1036,8 @@ impl Session {
             credentials_end: false,
             finishing: false,
             last_ack: now.at,
+            held: None,
+            moved: None,
             in_flight: VecDeque::new(),
         });
         self.actions.push_back(Action::Open(id, url));
@@ -943,11 +1057,6 @@ impl Session {
             connection.since = now.at;
             connection.last_ack = now.at;
             let id = connection.id;
-            self.flow = Flow {
-                looked: Some(now.at),
-                taken: now.taken,
-                stuck: None,
-            };
             self.actions.push_back(Action::Start(id));
         }
     }
@@ -1009,5 +1118,7 @@ impl Session {
     }
 }
 
+#[cfg(test)]
+mod progress;
 #[cfg(test)]
 mod tests;

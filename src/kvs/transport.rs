@@ -1,7 +1,9 @@
 //! One PutMedia connection on the wire: TCP, TLS, the request, its answer.
 
-use std::io;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,7 +15,7 @@ use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::sync::{mpsc, oneshot};
 use tokio_rustls::TlsConnector;
@@ -29,6 +31,13 @@ use crate::ring::ConnectionId;
 /// What the kernel may hold of what was handed to it, in bytes (it doubles the number for its own book-keeping). Enough for
 /// 10 Mbit/s over 100 ms; what is in there is neither in the ring's hands nor the service's.
 const SEND_BUFFER_BYTES: usize = 128 * 1024;
+
+/// What of it may not be on its way yet: a write that succeeds means that bytes have left. On a slow link this, and not the
+/// send buffer, is what stands between the ring and the wire: 0.4 s at 300 kbit/s.
+const UNSENT_BYTES: u32 = 16 * 1024;
+
+/// What HTTP and TLS may hold each, before a write is held back.
+const LAYER_BYTES: usize = 16 * 1024;
 
 /// The largest error answer that is read, in bytes.
 const MAX_ERROR_BYTES: usize = 16 * 1024;
@@ -79,15 +88,18 @@ async fn drive(
     start: oneshot::Receiver<Start>,
     events: &mpsc::UnboundedSender<Event>,
 ) -> Failure {
-    let stream = match connect(route).await {
+    let stream = match connect(route, events).await {
         Ok(stream) => stream,
         Err(failure) => return failure,
     };
-    let (mut sender, connection) =
-        match http1::handshake::<_, UploadBody>(TokioIo::new(stream)).await {
-            Ok(both) => both,
-            Err(error) => return broken(&error),
-        };
+    let (mut sender, connection) = match http1::Builder::new()
+        .max_buf_size(LAYER_BYTES)
+        .handshake::<_, UploadBody>(TokioIo::new(stream))
+        .await
+    {
+        Ok(both) => both,
+        Err(error) => return broken(&error),
+    };
     let _ = events.send(Event::Opened(route.id));
     tokio::pin!(connection);
 
@@ -164,6 +176,7 @@ async fn refusal(response: http::Response<Incoming>) -> Failure {
     let message = ["message", "Message"]
         .iter()
         .find_map(|key| said[*key].as_str())
+        .map(failure::words)
         .unwrap_or_default();
     let kind = failure::of_answer(head.status.as_u16(), error, message);
     let request = header(&head.headers, &["x-amzn-requestid", "x-amz-requestid"]);
@@ -210,7 +223,10 @@ async fn error_text(body: Incoming) -> Vec<u8> {
     text
 }
 
-async fn connect(route: &Route) -> Result<Box<dyn Stream>, Failure> {
+async fn connect(
+    route: &Route,
+    events: &mpsc::UnboundedSender<Event>,
+) -> Result<Box<dyn Stream>, Failure> {
     let origin = &route.origin;
     let bad = || {
         let message = format!("the data endpoint {origin:?} is no http or https address");
@@ -228,13 +244,18 @@ async fn connect(route: &Route) -> Result<Box<dyn Stream>, Failure> {
         _ => return Err(bad()),
     };
     let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
-    let tcp = tcp(host, port, route.patience).await?;
+    let tcp = Watched {
+        stream: tcp(host, port, route.patience).await?,
+        connection: route.id,
+        events: events.clone(),
+        held: false,
+    };
     if !secure {
         return Ok(Box::new(tcp));
     }
     let name = ServerName::try_from(host.to_owned()).map_err(|_| bad())?;
     let stream = TlsConnector::from(Arc::clone(&route.tls))
-        .connect(name, tcp)
+        .connect_with(name, tcp, |tls| tls.set_buffer_limit(Some(LAYER_BYTES)))
         .await;
     stream
         .map(|stream| Box::new(stream) as Box<dyn Stream>)
@@ -270,7 +291,74 @@ fn tune(stream: &TcpStream, patience: Duration) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
     socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
-    socket.set_tcp_user_timeout(Some(patience))
+    socket.set_tcp_notsent_lowat(UNSENT_BYTES)?;
+    // The kernel counts from the first time that it sends something again, 0.2 to 1 s after it was sent.
+    socket.set_tcp_user_timeout(Some(patience * 4 / 5))
+}
+
+/// A socket that tells when the kernel holds a write back, and when it takes bytes again.
+struct Watched {
+    stream: TcpStream,
+    connection: ConnectionId,
+    events: mpsc::UnboundedSender<Event>,
+    held: bool,
+}
+
+impl Watched {
+    fn note(&mut self, written: &Poll<io::Result<usize>>) {
+        let event = match written {
+            Poll::Pending if !self.held => Event::Held(self.connection),
+            Poll::Ready(Ok(_)) if self.held => Event::Moved(self.connection),
+            _ => return,
+        };
+        self.held = written.is_pending();
+        // Control is gone only when the program ends.
+        let _ = self.events.send(event);
+    }
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.note(&written);
+        written
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, parts);
+        self.note(&written);
+        written
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
 }
 
 fn tls_failure(host: &str, error: &io::Error) -> Failure {

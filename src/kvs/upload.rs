@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -20,16 +20,10 @@ use crate::mkv::{self, Fragmenter, Names};
 use crate::ring::shared::Reader;
 use crate::ring::{ConnectionId, Peek, Ring};
 
-/// The most that is handed over at once, in bytes. A connection moves as long as it takes the next piece in time: this over
-/// the session's progress timeout is the slowest that does not count as standing still, 7 kbit/s. The HTTP client queues 16
-/// pieces, so it is also what bounds them.
-const PIECE_BYTES: usize = 4096;
-
 /// What control and a body share.
 #[derive(Debug, Clone, Default)]
 pub struct Handle {
     finish: Arc<AtomicBool>,
-    taken: Arc<AtomicUsize>,
 }
 
 impl Handle {
@@ -37,11 +31,6 @@ impl Handle {
     pub fn finish(&self, ring: &Reader) {
         self.finish.store(true, Ordering::Relaxed);
         ring.wake_body();
-    }
-
-    /// Bytes handed over so far. Wraps on 32-bit machines; only good for seeing that it changes.
-    pub fn taken(&self) -> usize {
-        self.taken.load(Ordering::Relaxed)
     }
 }
 
@@ -183,11 +172,7 @@ impl Body for UploadBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let body = &mut *self;
         loop {
-            if let Some(mut bytes) = body.queue.pop_front() {
-                if bytes.len() > PIECE_BYTES {
-                    body.queue.push_front(bytes.split_off(PIECE_BYTES));
-                }
-                body.handle.taken.fetch_add(bytes.len(), Ordering::Relaxed);
+            if let Some(bytes) = body.queue.pop_front() {
                 return Poll::Ready(Some(Ok(Frame::data(bytes))));
             }
             if body.ended {

@@ -67,7 +67,7 @@ pub enum Error {
     },
     /// The address can be reached from elsewhere.
     #[error(
-        "{0} is not a loopback address; the endpoint is for tests and takes no other unless told to"
+        "{0} is not a loopback address; the endpoint is for tests and takes no other without --allow-remote"
     )]
     NotLoopback(SocketAddr),
     /// A rule of the scenario can never apply.

@@ -405,11 +405,15 @@ impl Ring {
         when_full: WhenFull,
     ) -> Push {
         let len = payload.len();
+        if self.closed {
+            return self.refuse(len, DropReason::NotSentInTime);
+        }
         let at = self
             .last_at
             .map_or(frame.at, |last| frame.at.max(MediaTime(last.0 + 1)));
 
-        if frame.discontinuity && !frame.key {
+        // Where a key frame is awaited already, that is for the reason that came first.
+        if frame.discontinuity && !frame.key && self.awaiting_key.is_none() {
             self.break_fragment(DropReason::CameraGap);
         }
         let starts = match self.writing() {

@@ -87,6 +87,11 @@ impl Writer {
         }
     }
 
+    /// Payload memory in all, in bytes.
+    pub fn capacity(&self) -> usize {
+        self.0.lock().ring.fill().total_bytes
+    }
+
     /// [`Ring::drop_frame`].
     pub fn drop_frame(&mut self, len: usize, reason: DropReason) {
         self.with(|ring| ring.drop_frame(len, reason));

@@ -1,16 +1,18 @@
 //! The capture loop: frames from a source into the ring. Runs on a thread of its own, because cameras block.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing::{debug, info, warn};
 
-use super::timeline::Timeline;
+use super::judge::Judge;
+use super::timeline::{Pace, Timeline};
 use super::{Error, Packet, Read, Source};
 use crate::backoff::Backoff;
 use crate::chain;
 use crate::clock::Clock;
 use crate::codec::{self, Parser, Unit};
+use crate::frame::{MediaTime, Payload as _};
 use crate::ring::shared::Writer;
 use crate::ring::{DropReason, NewFrame, Push, WhenFull};
 use crate::shutdown::Shutdown;
@@ -23,6 +25,12 @@ const KEY_FRAME_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The longest wait before a lost camera is tried again.
 const LONGEST_REOPEN_WAIT: Duration = Duration::from_secs(2);
+
+/// How long a camera may stay away before that is said again.
+const REMIND: Duration = Duration::from_mins(1);
+
+/// How often a key frame is asked for while none comes: an encoder needs its time to make one.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// How the loop ended, other than by an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,15 +64,19 @@ pub fn run(
     clock: Clock,
     shutdown: &Shutdown,
 ) -> Result<End, Error> {
+    let judge = Judge::new(writer.capacity());
     Capture {
         open,
         writer,
         policy,
         when_full: WhenFull::Drop,
         clock,
-        timeline: Timeline::default(),
+        timeline: Timeline::new(Pace::Live),
         parser: None,
         episode: None,
+        judge,
+        opened_before: false,
+        needs_key: None,
     }
     .run(shutdown)
 }
@@ -79,6 +91,20 @@ struct Capture<O> {
     parser: Option<Parser>,
     /// Why frames are being dropped, and since when: one line in the log for each episode.
     episode: Option<(DropReason, u64)>,
+    judge: Judge,
+    /// Whether this is not the first opening.
+    opened_before: bool,
+    /// Nothing can be stored before the next key frame, which is to be asked for at this time.
+    needs_key: Option<Instant>,
+}
+
+/// What became of a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Taken {
+    Stored,
+    /// It holds no picture.
+    NoPicture,
+    Dropped,
 }
 
 /// A panic while reading; the log has its words.
@@ -95,21 +121,48 @@ enum Ended {
     Source(Error),
 }
 
+/// What was last said of a lost camera.
+#[derive(Debug, Default)]
+struct Told {
+    last: Option<(String, Instant)>,
+}
+
+impl Told {
+    /// Whether this is to be said: it was not said last, or that is long ago.
+    fn is_news(&mut self, why: &str, now: Instant) -> bool {
+        if let Some((last, at)) = &self.last
+            && last == why
+            && now.saturating_duration_since(*at) < REMIND
+        {
+            return false;
+        }
+        self.last = Some((why.to_owned(), now));
+        true
+    }
+}
+
 impl<O: FnMut() -> Result<Box<dyn Source>, Error>> Capture<O> {
     fn run(mut self, shutdown: &Shutdown) -> Result<End, Error> {
         let mut source = (self.open)()?;
         let mut backoff = Backoff::new(Duration::from_millis(250), LONGEST_REOPEN_WAIT);
+        let mut told = Told::default();
+        info!("capturing from {}", source.describe());
         loop {
-            info!("capturing from {}", source.describe());
             let by_kind = if source.is_live() {
                 WhenFull::Drop
             } else {
                 WhenFull::Wait
             };
             self.when_full = self.policy.when_full.unwrap_or(by_kind);
-            let before = self.clock.now();
+            self.timeline = Timeline::new(if source.is_live() {
+                Pace::Live
+            } else {
+                Pace::Stored
+            });
             // A fault in reading one camera's data must not take the ring, and what is in it, along.
-            let read = AssertUnwindSafe(|| self.read_all(source.as_mut(), shutdown));
+            let mut delivered = false;
+            let read =
+                AssertUnwindSafe(|| self.read_all(source.as_mut(), &mut delivered, shutdown));
             let error = match catch_unwind(read)
                 .unwrap_or_else(|_| Ended::Source(fault(source.as_ref())))
             {
@@ -119,42 +172,82 @@ impl<O: FnMut() -> Result<Box<dyn Source>, Error>> Capture<O> {
             };
             drop(source);
             self.writer.fall_silent();
-            if self.clock.now() - before > LONGEST_REOPEN_WAIT {
+            self.judge.gap();
+            if delivered {
                 backoff.reset();
+                told = Told::default();
             }
-            let mut error = error;
-            source = loop {
-                let wait = backoff.next_wait(self.clock.jitter());
-                warn!(error = %chain(&error), retry_in_s = wait.as_secs_f32(), "the camera is lost, will be opened again");
-                shutdown.sleep(wait);
-                if shutdown.requested() {
-                    return Ok(End::Shutdown);
-                }
-                match (self.open)() {
-                    Ok(source) => break source,
-                    Err(again) => error = again,
-                }
+            let Some(again) = self.reopen(error, &mut backoff, &mut told, shutdown) else {
+                return Ok(End::Shutdown);
             };
+            source = again;
+            debug!("opened {} again", source.describe());
             self.parser = None;
         }
     }
 
-    fn read_all(&mut self, source: &mut dyn Source, shutdown: &Shutdown) -> Ended {
+    /// Opens the source again, as often as it takes; `None` when the shutdown came first.
+    fn reopen(
+        &mut self,
+        mut error: Error,
+        backoff: &mut Backoff,
+        told: &mut Told,
+        shutdown: &Shutdown,
+    ) -> Option<Box<dyn Source>> {
+        loop {
+            let wait = backoff.next_wait(self.clock.jitter());
+            let why = chain(&error).to_string();
+            if told.is_news(&why, self.clock.now()) {
+                warn!(error = why, "the camera is lost, will be opened again");
+            } else {
+                debug!(
+                    error = why,
+                    retry_in_s = wait.as_secs_f32(),
+                    "still no camera"
+                );
+            }
+            shutdown.sleep(wait);
+            if shutdown.requested() {
+                return None;
+            }
+            match (self.open)() {
+                Ok(source) => return Some(source),
+                Err(again) => error = again,
+            }
+        }
+    }
+
+    fn read_all(
+        &mut self,
+        source: &mut dyn Source,
+        delivered: &mut bool,
+        shutdown: &Shutdown,
+    ) -> Ended {
         let mut last_packet = self.clock.now();
         let mut silent = false;
         let mut waiting_for_key = Some(last_packet);
-        let mut first = true;
+        let reopened = std::mem::replace(&mut self.opened_before, true);
+        self.needs_key = Some(last_packet);
         while !shutdown.requested() {
+            self.ask_for_key_frame(source);
             match source.read() {
                 Ok(Read::Packet(mut packet)) => {
                     // What an earlier opening brought is no reference for this one.
-                    packet.discontinuity |= first;
-                    first = false;
+                    packet.discontinuity |= !*delivered;
                     silent = false;
                     last_packet = self.clock.now();
-                    match self.take_in(packet, shutdown) {
-                        Some(true) => waiting_for_key = None,
-                        Some(false) => {}
+                    let taken = self.take_in(packet, shutdown);
+                    if !*delivered && reopened {
+                        info!("the camera is back: {}", source.describe());
+                    }
+                    *delivered = true;
+                    match taken {
+                        Some(Taken::Stored) => {
+                            waiting_for_key = None;
+                            self.needs_key = None;
+                        }
+                        Some(Taken::Dropped) => self.need_key_frame(),
+                        Some(Taken::NoPicture) => {}
                         None => break,
                     }
                 }
@@ -172,6 +265,7 @@ impl<O: FnMut() -> Result<Box<dyn Source>, Error>> Capture<O> {
                     source.describe()
                 );
                 self.writer.fall_silent();
+                self.need_key_frame();
             }
             if waiting_for_key.is_some_and(|since| now - since > KEY_FRAME_PATIENCE) {
                 waiting_for_key = None;
@@ -185,15 +279,31 @@ impl<O: FnMut() -> Result<Box<dyn Source>, Error>> Capture<O> {
         Ended::For(End::Shutdown)
     }
 
-    /// Takes in one packet: whether a frame was stored; `None` when the shutdown came first.
-    fn take_in(&mut self, packet: Packet<'_>, shutdown: &Shutdown) -> Option<bool> {
+    /// Something is lost: what follows is of no use before a key frame.
+    fn need_key_frame(&mut self) {
+        self.judge.gap();
+        if self.needs_key.is_none() {
+            self.needs_key = Some(self.clock.now());
+        }
+    }
+
+    fn ask_for_key_frame(&mut self, source: &mut dyn Source) {
+        let now = self.clock.now();
+        if self.needs_key.is_some_and(|due| due <= now) {
+            source.want_key_frame();
+            self.needs_key = Some(now + ASK_AGAIN);
+        }
+    }
+
+    /// Takes in one packet; `None` when the shutdown came first.
+    fn take_in(&mut self, packet: Packet<'_>, shutdown: &Shutdown) -> Option<Taken> {
         let arrived = self.clock.monotonic();
         let parser = match &mut self.parser {
             Some(parser) if parser.codec() == packet.codec => parser,
             other => other.insert(Parser::new(packet.codec)),
         };
         let frame = match parser.parse(packet.data) {
-            Ok(Unit::NoPicture) => return Some(false),
+            Ok(Unit::NoPicture) => return Some(Taken::NoPicture),
             Ok(Unit::Picture(frame)) => frame,
             Err(error) => {
                 let reason = match error {
@@ -202,7 +312,7 @@ impl<O: FnMut() -> Result<Box<dyn Source>, Error>> Capture<O> {
                 };
                 self.writer.drop_frame(packet.data.len(), reason);
                 self.tell(reason, &error);
-                return Some(false);
+                return Some(Taken::Dropped);
             }
         };
         let new = NewFrame {
@@ -211,8 +321,13 @@ impl<O: FnMut() -> Result<Box<dyn Source>, Error>> Capture<O> {
             discontinuity: packet.discontinuity,
             track: frame.track(),
         };
+        let (at, key, len) = (new.at, new.key, frame.len());
         match self.writer.push(new, &frame, self.when_full, shutdown)? {
             Push::Stored(_) => {
+                if packet.discontinuity {
+                    self.judge.gap();
+                }
+                self.judge(at, len, key);
                 if let Some((reason, count)) = self.episode.take() {
                     info!(
                         reason = reason.name(),
@@ -220,13 +335,23 @@ impl<O: FnMut() -> Result<Box<dyn Source>, Error>> Capture<O> {
                         "frames are taken again"
                     );
                 }
-                Some(true)
+                Some(Taken::Stored)
             }
             Push::Dropped(_, reason) => {
                 self.tell(reason, &reason.explanation());
-                Some(false)
+                Some(Taken::Dropped)
             }
-            Push::Full => Some(false),
+            Push::Full => Some(Taken::Dropped),
+        }
+    }
+
+    fn judge(&mut self, at: MediaTime, len: usize, key: bool) {
+        match self.judge.frame(at, len, key) {
+            Some(remark) if remark.is_warning() && self.when_full == WhenFull::Drop => {
+                warn!("{remark}");
+            }
+            Some(remark) => info!("{remark}"),
+            None => {}
         }
     }
 
@@ -240,6 +365,7 @@ impl<O: FnMut() -> Result<Box<dyn Source>, Error>> Capture<O> {
                 let reason = DropReason::FrameTooLarge;
                 self.writer.drop_frame(bytes, reason);
                 self.tell(reason, &reason.explanation());
+                self.need_key_frame();
             }
         }
     }
@@ -257,5 +383,195 @@ impl<O: FnMut() -> Result<Box<dyn Source>, Error>> Capture<O> {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use rustix::time::{ClockId, clock_gettime};
+
+    use super::*;
+    use crate::codec::{Event, Splitter};
+    use crate::frame::Codec;
+    use crate::ring::shared::share;
+    use crate::ring::{MIN_BUDGET_BYTES, Ring};
+    use crate::shutdown;
+
+    /// Delivers nothing, and is gone after `reads`.
+    struct Leaving {
+        reads: u32,
+    }
+
+    impl Source for Leaving {
+        fn describe(&self) -> String {
+            "a camera that goes away".into()
+        }
+
+        fn read(&mut self) -> Result<Read<'_>, Error> {
+            self.reads = self.reads.checked_sub(1).ok_or_else(gone)?;
+            Ok(Read::Nothing)
+        }
+    }
+
+    fn gone() -> Error {
+        Error::Unusable {
+            place: "the test's camera".into(),
+            reason: "it is away".into(),
+        }
+    }
+
+    fn policy() -> Policy {
+        Policy {
+            when_full: None,
+            silence: SILENCE,
+            reopen: true,
+        }
+    }
+
+    #[test]
+    fn waiting_for_a_camera_takes_no_processor_time() {
+        let (writer, _reader) = share(Ring::new(MIN_BUDGET_BYTES));
+        let (trigger, shutdown) = shutdown::pair();
+        let mut opened = 0;
+        let open = || {
+            opened += 1;
+            match opened {
+                1 => Ok(Box::new(Leaving { reads: 3 }) as Box<dyn Source>),
+                _ => Err(gone()),
+            }
+        };
+        let time = Duration::from_secs(3);
+        let used = std::thread::scope(|scope| {
+            scope.spawn(move || {
+                std::thread::sleep(time);
+                drop(trigger);
+            });
+            let before = clock_gettime(ClockId::ThreadCPUTime);
+            let end = run(open, writer, policy(), Clock, &shutdown).unwrap();
+            assert_eq!(end, End::Shutdown);
+            clock_gettime(ClockId::ThreadCPUTime) - before
+        });
+        let used = Duration::try_from(used).unwrap();
+        assert!(used < time / 50, "{used:?} of {time:?}");
+        assert!((4..10).contains(&opened), "opened {opened} times");
+    }
+
+    /// Counts how often it is asked for a key frame, and has none.
+    struct Keyless<'a> {
+        asked: &'a AtomicU32,
+    }
+
+    impl Source for Keyless<'_> {
+        fn describe(&self) -> String {
+            "a camera without key frames".into()
+        }
+
+        fn want_key_frame(&mut self) {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+        }
+
+        fn read(&mut self) -> Result<Read<'_>, Error> {
+            std::thread::sleep(Duration::from_millis(10));
+            Ok(Read::Packet(Packet {
+                codec: Codec::H264,
+                data: &[0, 0, 0, 1, 0x41, 0x9A],
+                at: Clock.monotonic(),
+                discontinuity: false,
+            }))
+        }
+    }
+
+    #[test]
+    fn a_key_frame_is_asked_for_at_the_start_and_once_a_second_until_it_comes() {
+        static ASKED: AtomicU32 = AtomicU32::new(0);
+        let (writer, _reader) = share(Ring::new(MIN_BUDGET_BYTES));
+        let (trigger, shutdown) = shutdown::pair();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                std::thread::sleep(Duration::from_millis(1500));
+                drop(trigger);
+            });
+            let open = || Ok(Box::new(Keyless { asked: &ASKED }) as Box<dyn Source>);
+            run(open, writer, policy(), Clock, &shutdown).unwrap();
+        });
+        assert_eq!(ASKED.load(Ordering::Relaxed), 2);
+    }
+
+    /// Delivers the built-in clip with times that make no sense, and of every so many frames one is cut short.
+    struct Patchy {
+        units: Splitter,
+        index: usize,
+        every: usize,
+    }
+
+    impl Source for Patchy {
+        fn describe(&self) -> String {
+            "a camera that cuts frames short".into()
+        }
+
+        fn read(&mut self) -> Result<Read<'_>, Error> {
+            if !matches!(self.units.advance(), Ok(Some(Event::Unit { .. }))) {
+                return Ok(Read::End);
+            }
+            self.index += 1;
+            let unit = self.units.unit();
+            let now = Clock.monotonic();
+            Ok(Read::Packet(Packet {
+                codec: Codec::H264,
+                data: if self.index.is_multiple_of(self.every) {
+                    &unit[..3]
+                } else {
+                    unit
+                },
+                at: match self.index % 7 {
+                    0 => Duration::ZERO,
+                    1 => now + Duration::from_hours(1),
+                    2 => now / 2,
+                    _ => now,
+                },
+                discontinuity: false,
+            }))
+        }
+    }
+
+    #[test]
+    fn short_frames_cost_what_depends_on_them_and_no_more() {
+        // 250 frames in groups of 50.
+        for (every, stored) in [(1000, 250), (100, 248), (2, 5)] {
+            let (writer, reader) = share(Ring::new(2 * MIN_BUDGET_BYTES));
+            let (_trigger, shutdown) = shutdown::pair();
+            let open = || {
+                let clip = include_bytes!("../../tests/data/demo.h264");
+                let mut units = Splitter::new(Some(Codec::H264), clip.len());
+                units.push(clip);
+                units.finish();
+                let index = 0;
+                Ok(Box::new(Patchy {
+                    units,
+                    index,
+                    every,
+                }) as Box<dyn Source>)
+            };
+            let end = run(open, writer, policy(), Clock, &shutdown).unwrap();
+            assert_eq!(end, End::Media);
+            let counts = reader.with(|ring| ring.counts());
+            let dropped = counts.dropped_for(DropReason::CameraGap).frames;
+            assert_eq!(counts.captured.frames, 250);
+            assert_eq!(counts.captured.frames - dropped, stored, "every {every}");
+            assert_eq!(counts.dropped_in_all().frames, dropped);
+        }
+    }
+
+    #[test]
+    fn a_camera_that_stays_away_is_told_of_once_a_minute() {
+        let start = Clock.now();
+        let mut told = Told::default();
+        let news: Vec<u64> = (0..150)
+            .filter(|second| told.is_news("gone", start + Duration::from_secs(*second)))
+            .collect();
+        assert_eq!(news, [0, 60, 120]);
+        assert!(told.is_news("busy", start + Duration::from_secs(150)));
     }
 }

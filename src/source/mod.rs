@@ -4,6 +4,7 @@ pub mod annexb;
 pub mod capture;
 #[cfg(feature = "local")]
 pub mod demo;
+pub mod judge;
 pub mod timeline;
 pub mod v4l2;
 
@@ -57,6 +58,9 @@ pub trait Source: Send {
     fn is_live(&self) -> bool {
         true
     }
+
+    /// Asks for a key frame soon, where whatever encodes can be asked.
+    fn want_key_frame(&mut self) {}
 
     /// The next access unit, in decoding order.
     ///

@@ -3,11 +3,13 @@
 //!
 //! The camera is a v4l2loopback device: each test feeds it a clip, and what comes out must be the same bytes.
 
+mod program;
+mod rig;
+mod usb;
+
 use std::env;
-use std::fs;
-use std::io::Write as _;
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -17,95 +19,25 @@ use kvs_producer_app::clock::Clock;
 use kvs_producer_app::frame::Codec;
 use kvs_producer_app::source::v4l2::{Losses, Options, V4l2};
 use kvs_producer_app::source::{Read, Source};
-use v4l::video::Output;
-use v4l::video::output::Parameters;
-use v4l::{Device, Format, FourCC};
+use v4l::Device;
 
-const FPS: u32 = 30;
-
-/// The variable's path. `None`, with a word to whoever reads the output, when it is not set.
-fn given(variable: &str) -> Option<PathBuf> {
-    let path = env::var_os(variable).map(PathBuf::from);
-    if path.is_none() {
-        println!(
-            "skipped: there is no {variable}; tests/camera/run runs this on an emulated machine with cameras"
-        );
-    }
-    path
-}
-
-/// The access units of an Annex B stream in which each begins with a delimiter.
-fn access_units(stream: &[u8], delimiter: &[u8]) -> Vec<Vec<u8>> {
-    let starts: Vec<usize> = (0..stream.len())
-        .filter(|at| stream[*at..].starts_with(delimiter))
-        .collect();
-    let ends = starts.iter().copied().skip(1).chain([stream.len()]);
-    starts
-        .iter()
-        .zip(ends)
-        .map(|(start, end)| stream[*start..end].to_vec())
-        .collect()
-}
-
-fn clip(codec: Codec) -> Vec<Vec<u8>> {
-    let directory = given("KVS_TEST_CLIPS").expect("the machine with the camera has the clips");
-    let (name, delimiter): (_, &[u8]) = match codec {
-        Codec::H264 => ("clip.h264", &[0, 0, 0, 1, 9]),
-        Codec::H265 => ("clip.h265", &[0, 0, 0, 1, 0x46, 1]),
-    };
-    let units = access_units(&fs::read(directory.join(name)).unwrap(), delimiter);
-    assert!(
-        units.len() >= 100,
-        "{name} has {} access units",
-        units.len()
-    );
-    units
-}
-
-/// Makes the loopback device a camera of this format, for as long as the value lives. It is one from the first frame on.
-fn feeder(path: &Path, codec: Codec, first: &[u8]) -> Device {
-    let fourcc = FourCC::new(match codec {
-        Codec::H264 => b"H264",
-        Codec::H265 => b"HEVC",
-    });
-    let mut device = Device::with_path(path).unwrap();
-    let format = Output::set_format(&device, &Format::new(640, 480, fourcc)).unwrap();
-    assert_eq!(
-        format.fourcc, fourcc,
-        "the loopback device keeps its old format"
-    );
-    Output::set_params(&device, &Parameters::with_fps(FPS)).unwrap();
-    device.write_all(first).unwrap();
-    let name = path.file_name().unwrap().to_str().unwrap();
-    let state = format!("/sys/devices/virtual/video4linux/{name}/state");
-    for _ in 0..100 {
-        if fs::read_to_string(&state).unwrap().trim() == "capture" {
-            return device;
-        }
-        thread::sleep(Duration::from_millis(50));
-    }
-    panic!("{name} did not become a camera");
-}
+use crate::rig::{Clip, camera, given, write};
 
 /// Plays the clip into the device, its first frame again and again until `watched`.
-fn feed(device: &mut Device, clip: &[Vec<u8>], watched: &AtomicBool) {
-    let mut write = |unit: &[u8]| {
-        assert_eq!(
-            device.write(unit).unwrap(),
-            unit.len(),
-            "longer than the device's buffers"
-        );
-        thread::sleep(Duration::from_secs(1) / FPS);
+fn feed(device: &mut Device, clip: &Clip, watched: &AtomicBool) {
+    let mut play = |unit: &[u8]| {
+        write(device, unit);
+        thread::sleep(Duration::from_secs(1) / clip.fps);
     };
     // Bounded, so that a camera that does not start fails the test and does not hang it.
-    for _ in 0..FPS * 20 {
+    for _ in 0..clip.fps * 20 {
         if watched.load(Ordering::Relaxed) {
             break;
         }
-        write(&clip[0]);
+        play(&clip.units[0]);
     }
-    for unit in &clip[1..] {
-        write(unit);
+    for unit in &clip.units[1..] {
+        play(unit);
     }
 }
 
@@ -143,28 +75,29 @@ fn record(camera: &mut V4l2, first: &[u8], last: &[u8], watched: &AtomicBool) ->
 }
 
 /// Every frame that goes in comes out, once, in order, the same bytes.
-fn play_through(codec: Codec, options: &Options, description: &str) {
+fn play_through(clip: impl FnOnce() -> Clip, options: &Options, description: &str) {
     let Some(path) = given("KVS_TEST_CAMERA") else {
         return;
     };
-    let clip = clip(codec);
-    let mut device = feeder(&path, codec, &clip[0]);
+    let clip = &clip();
+    let mut device = camera(&path, clip);
+    let units = &clip.units;
     let watched = AtomicBool::new(false);
     thread::scope(|scope| {
-        scope.spawn(|| feed(&mut device, &clip, &watched));
+        scope.spawn(|| feed(&mut device, clip, &watched));
         let mut camera = V4l2::open(&path, options, Clock).unwrap();
         assert_eq!(
             camera.describe(),
             format!("{} (cam0): {description}", path.display())
         );
-        let frames = record(&mut camera, &clip[0], &clip[clip.len() - 1], &watched);
-        assert_eq!(frames.len(), clip.len());
+        let frames = record(&mut camera, &units[0], &units[units.len() - 1], &watched);
+        assert_eq!(frames.len(), units.len());
         let changed = frames
             .iter()
-            .zip(&clip)
+            .zip(units)
             .position(|(frame, unit)| frame != unit);
         assert_eq!(
-            changed.map(|n| (n, frames[n].len(), clip[n].len())),
+            changed.map(|n| (n, frames[n].len(), units[n].len())),
             None,
             "frame, its length, the clip's"
         );
@@ -179,16 +112,18 @@ fn play_through(codec: Codec, options: &Options, description: &str) {
 
 #[test]
 fn h264_comes_through_byte_for_byte() {
-    play_through(Codec::H264, &Options::default(), "H.264 640x480 at 30/1");
+    let small = || Clip::small(Codec::H264);
+    play_through(small, &Options::default(), "H.264 640x480 at 15/1");
 }
 
 #[test]
 fn h265_comes_through_byte_for_byte() {
     let options = Options {
         codec: Some(Codec::H265),
-        fps: None,
+        ..Options::default()
     };
-    play_through(Codec::H265, &options, "H.265 640x480 at 30/1");
+    let large = || Clip::large(Codec::H265);
+    play_through(large, &options, "H.265 1280x720 at 30/1");
 }
 
 /// What `V4l2::open` says to this path.
@@ -217,7 +152,7 @@ fn a_camera_in_use_is_refused() {
     let Some(path) = given("KVS_TEST_CAMERA") else {
         return;
     };
-    let _device = feeder(&path, Codec::H264, &clip(Codec::H264)[0]);
+    let _device = camera(&path, &Clip::small(Codec::H264));
     let first = V4l2::open(&path, &Options::default(), Clock).unwrap();
     let said = refusal(&path);
     assert!(said.contains("busy: "), "{said}");

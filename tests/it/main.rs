@@ -2,12 +2,19 @@
 
 mod aws_client;
 mod camera_trouble;
+mod child;
+mod cli;
 mod clock;
 mod ending;
+mod faults;
 mod happy_path;
+mod jitter;
 mod media;
+mod netns;
+mod proxy;
 mod reconnect;
 mod rig;
 mod rotation;
+mod secrets;
 mod support;
 mod tls;

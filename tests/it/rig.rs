@@ -14,6 +14,7 @@ use kvs_producer_app::local::view::{History, State};
 use kvs_producer_app::local::{Credential, Endpoint, Options};
 use kvs_producer_app::log::Format;
 use kvs_producer_app::source::capture;
+use kvs_producer_app::source::v4l2;
 use kvs_producer_app::source::{self, POLL, Packet, Read, Source};
 
 /// Name of the stream in these tests.
@@ -21,6 +22,9 @@ pub const STREAM: &str = "camera-1";
 
 /// Between two frames of the camera, in its own time.
 pub const SPACING: Duration = Duration::from_millis(40);
+
+/// A run that takes longer hangs. The longest outage is 40 s.
+const LIMIT: Duration = Duration::from_mins(3);
 
 /// The built-in clip: five groups of 50 frames.
 const CLIP: &[u8] = include_bytes!("../data/demo.h264");
@@ -45,6 +49,8 @@ pub fn config(url: &str) -> Config {
         buffer_bytes: 4 * 1024 * 1024,
         codec: None,
         fps: None,
+        camera: v4l2::Options::default(),
+        exit_on_camera_loss: false,
         when_full: None,
         aws: aws::Options {
             stream: STREAM.into(),
@@ -132,6 +138,11 @@ impl Source for FastCamera {
         "a fast camera".into()
     }
 
+    /// Its frames are not of the moment when they come.
+    fn is_live(&self) -> bool {
+        false
+    }
+
     fn read(&mut self) -> Result<Read<'_>, source::Error> {
         if self.next == self.frames {
             return Ok(Read::End);
@@ -204,9 +215,7 @@ pub async fn stream(config: Config, source: impl Source + 'static) -> Result<Sum
         })
     };
     let run = app::run_from(config, open);
-    tokio::time::timeout(Duration::from_mins(1), run)
-        .await
-        .expect("a run ends")
+    tokio::time::timeout(LIMIT, run).await.expect("a run ends")
 }
 
 /// The service has exactly these frames of the clip, once each, in order, with the camera's spacing.

@@ -264,11 +264,12 @@ impl Schedule {
         let held_ms = if self.waits {
             3 * (self.gop_ms.max(1000) + self.interval_ms)
         } else {
-            self.length_ms.min(1_000_000)
+            // No trouble lasts longer, in a day of them either.
+            self.length_ms.min(125_000)
         };
         let frames = usize::try_from(held_ms / self.interval_ms).expect("small") + 2;
         // A fragment wastes half a block.
-        let fragments = usize::try_from(held_ms / 1000).expect("small") + 2;
+        let fragments = usize::try_from(held_ms / self.gop_ms.max(1000)).expect("small") + 2;
         let bytes = frames * self.frame_bytes * 5 + fragments * (self.ring_bytes / 128).max(4096);
         let rate = self.frame_bytes as u64 * 1500 / self.interval_ms;
         self.ring_bytes >= bytes

@@ -93,6 +93,8 @@ struct Link {
     opened: bool,
     queue: VecDeque<Up>,
     buffered: usize,
+    /// The kernel takes no more, and the session knows.
+    held: bool,
     departing: bool,
     /// No byte gets through any more, in either direction.
     black: bool,
@@ -347,12 +349,10 @@ impl<'a> World<'a> {
 
     fn surroundings(&mut self) -> Now {
         let (unsent, done) = self.ring.with(|ring| (ring.has_unsent(), ring.is_done()));
-        let current = self.session.current().and_then(|id| self.links.get(&id));
         Now {
             at: self.base + self.now,
             unsent,
             done,
-            taken: current.map_or(0, |link| link.handle.taken() as u64),
             jitter: self.rng.f64(),
         }
     }
@@ -413,6 +413,7 @@ impl<'a> World<'a> {
             opened: false,
             queue: VecDeque::new(),
             buffered: 0,
+            held: false,
             departing: false,
             black: false,
             dead_since: None,
@@ -606,8 +607,15 @@ impl<'a> World<'a> {
         while link.buffered < room {
             match Pin::new(&mut *body).poll_frame(&mut context) {
                 Poll::Ready(Some(frame)) => {
-                    let bytes = frame.expect("infallible").into_data().expect("data");
+                    let mut bytes = frame.expect("infallible").into_data().expect("data");
                     link.buffered += bytes.len();
+                    // A slow link takes a large part bit by bit.
+                    while bytes.len() > together.max(4096) {
+                        let first = bytes.split_to(together.max(4096));
+                        parts.push(first);
+                        link.queue.push_back(Up::Bytes(std::mem::take(&mut parts)));
+                        len = 0;
+                    }
                     if len + bytes.len() > together && !parts.is_empty() {
                         link.queue.push_back(Up::Bytes(std::mem::take(&mut parts)));
                         len = 0;
@@ -631,6 +639,10 @@ impl<'a> World<'a> {
         if ended {
             link.body = None;
             link.queue.push_back(Up::Terminator);
+        }
+        if link.buffered >= room && !link.held {
+            link.held = true;
+            let _ = self.sender.send(Event::Held(id));
         }
         self.depart(id);
     }
@@ -671,6 +683,14 @@ impl<'a> World<'a> {
             return;
         };
         link.buffered -= up.len().min(link.buffered);
+        if link.held {
+            // Some of what waited behind the kernel's buffer moves up; the rest is held again.
+            let _ = self.sender.send(Event::Moved(id));
+            link.held = link.buffered >= self.plan.send_buffer;
+            if link.held {
+                let _ = self.sender.send(Event::Held(id));
+            }
+        }
         let mut cut = None;
         if let (Up::Bytes(parts), Some((left, linger))) = (&mut up, &mut link.cut_after) {
             for part in parts.iter_mut() {

@@ -55,7 +55,6 @@ impl Bench {
             at: crate::clock::Clock.now(),
             unsent: true,
             done: false,
-            taken: 0,
             jitter: 0.0,
         };
         Self {
@@ -129,13 +128,7 @@ impl Bench {
         self.tell(Event::Tick)
     }
 
-    /// The body moves bytes.
-    fn moves(&mut self) {
-        self.now.taken += 1000;
-    }
-
     fn begin(&mut self, id: ConnectionId, timecode: u64) {
-        self.moves();
         assert_eq!(self.tell(Event::Begun(id, Timecode(timecode))), []);
     }
 
@@ -255,7 +248,23 @@ fn a_stream_that_may_not_be_described_is_taken_for_active_until_something_fails(
     bench.tell(Event::Accepted(C0));
     bench.send(C0, 100);
     assert_eq!(bench.ack(C0, AckKind::Received, 100), []);
-    // Perhaps nothing is retained, and PERSISTED never comes: what was refused once may be permitted now.
+    // PERSISTED never comes, and nobody can tell whether anything is retained: RECEIVED is taken for enough.
+    assert_eq!(bench.wait(20.0), [Action::Confirm(Timecode(100))]);
+    bench.send(C0, 200);
+    let next = bench.ack(C0, AckKind::Received, 200);
+    assert_eq!(next, [Action::Confirm(Timecode(200))]);
+    // What was refused once may be permitted after a failure that describing may cure.
+    let next = bench.tell(Event::Lost(C0, refused(FailureKind::NotFound)));
+    assert_eq!(next, [Action::Rewind(C0), Action::Call(Call::Describe)]);
+}
+
+#[test]
+fn a_retention_that_was_taken_away_is_asked_for_when_nothing_is_persisted_any_more() {
+    let mut bench = Bench::streaming(settings(), None);
+    bench.send(C0, 100);
+    bench.ack(C0, AckKind::Persisted, 100);
+    bench.send(C0, 200);
+    bench.ack(C0, AckKind::Received, 200);
     let next = bench.wait(20.0);
     assert_eq!(
         next,
@@ -265,6 +274,74 @@ fn a_stream_that_may_not_be_described_is_taken_for_active_until_something_fails(
             Action::Call(Call::Describe)
         ]
     );
+    let failure = bench.session.last_failure().expect("it has failed");
+    assert!(
+        failure.message.contains("not confirmed for 20 s"),
+        "{failure:?}"
+    );
+}
+
+#[test]
+fn a_ready_connection_goes_on_when_the_one_before_it_breaks() {
+    let mut bench = Bench::streaming(settings(), None);
+    bench.wait(600.0);
+    bench.tell(Event::Opened(C1));
+    bench.begin(C0, 100);
+    let next = bench.tell(Event::Lost(C0, refused(FailureKind::Network)));
+    assert_eq!(next, [Action::Rewind(C0), Action::Start(C1)]);
+}
+
+#[test]
+fn an_error_that_names_no_fragment_means_the_one_that_was_being_read() {
+    let mut bench = Bench::streaming(settings(), None);
+    bench.send(C0, 100);
+    bench.ack(C0, AckKind::Received, 100);
+    bench.begin(C0, 200);
+    let kind = AckKind::Error {
+        id: 4006,
+        code: "INVALID_MKV_DATA".into(),
+    };
+    let next = bench.tell(Event::Ack(
+        C0,
+        Ack {
+            kind,
+            timecode: Some(Timecode(0)),
+            number: None,
+        },
+    ));
+    assert_eq!(next[0], Action::Refuse(Timecode(200)));
+}
+
+#[test]
+fn credentials_that_are_still_good_are_kept_while_their_provider_is_away() {
+    let mut bench = Bench::streaming(settings(), Some(seconds(500.0)));
+    bench.now.unsent = false;
+    bench.wait(319.0);
+    assert_eq!(bench.wait(1.0), [Action::Call(Call::Credentials)]);
+    let next = bench.fails(Call::Credentials, FailureKind::Network);
+    assert_eq!(
+        next,
+        [Action::Open(C1, "https://one".into())],
+        "with the old ones"
+    );
+}
+
+#[test]
+fn one_failure_long_ago_does_not_make_a_file_give_up() {
+    let mut bench = Bench::new(Settings {
+        give_up: true,
+        patience: Some(seconds(30.0)),
+        ..settings()
+    });
+    bench.tell(Event::Tick);
+    bench.fails(Call::Credentials, FailureKind::Network);
+    bench.tell(Event::Tick);
+    bench.reply(Call::Credentials, Reply::Credentials(None));
+    bench.reply(Call::Describe, described(true));
+    bench.now.unsent = false;
+    bench.reply(Call::Endpoint, Reply::Endpoint("https://one".into()));
+    bench.wait(60.0);
+    assert_eq!(bench.session.outcome(), None);
 }
 
 #[test]
@@ -358,7 +435,7 @@ fn a_rotation_comes_before_the_credentials_end_and_with_new_ones() {
 
 #[test]
 fn credentials_that_end_soon_are_used_for_a_while_and_never_past_their_end() {
-    let mut bench = Bench::streaming(settings(), Some(seconds(20.0)));
+    let mut bench = Bench::streaming(settings(), Some(seconds(29.0)));
     bench.now.unsent = false;
     bench.wait(10.0);
     let next = bench.tell(Event::Lost(C0, refused(FailureKind::Service)));
@@ -367,7 +444,7 @@ fn credentials_that_end_soon_are_used_for_a_while_and_never_past_their_end() {
     assert_eq!(
         bench.tell(Event::Tick),
         [Action::Open(C1, "https://one".into())],
-        "10 s are left"
+        "19 s are left"
     );
     bench.tell(Event::Opened(C1));
     bench.wait(4.0);
@@ -375,9 +452,14 @@ fn credentials_that_end_soon_are_used_for_a_while_and_never_past_their_end() {
     bench.now.unsent = false;
     bench.wait(6.0);
     let next = bench.tell(Event::Lost(C1, refused(FailureKind::Service)));
-    assert_eq!(next[0], Action::Rewind(C1));
+    assert_eq!(next, [Action::Rewind(C1)]);
     bench.now.unsent = true;
-    assert_eq!(bench.wait(30.0), [Action::Call(Call::Credentials)]);
+    let next = bench.wait(30.0);
+    assert_eq!(
+        next,
+        [Action::Call(Call::Credentials)],
+        "they may end before the 200 comes"
+    );
     let expired = Reply::Credentials(Some(bench.now.at));
     assert_eq!(bench.reply(Call::Credentials, expired), [], "of no use");
     assert_eq!(bench.last_wait(), seconds(30.0));
@@ -387,8 +469,9 @@ fn credentials_that_end_soon_are_used_for_a_while_and_never_past_their_end() {
 fn a_write_that_stands_still_is_noticed_and_one_that_is_slow_is_not() {
     let mut bench = Bench::streaming(settings(), None);
     for _ in 0..20 {
+        assert_eq!(bench.tell(Event::Held(C0)), []);
         assert_eq!(bench.wait(3.0), []);
-        bench.moves();
+        assert_eq!(bench.tell(Event::Moved(C0)), []);
         bench.tell(Event::Ack(
             C0,
             Ack {
@@ -399,24 +482,12 @@ fn a_write_that_stands_still_is_noticed_and_one_that_is_slow_is_not() {
         ));
     }
     let stalled = bench.now.at;
+    bench.tell(Event::Held(C0));
     let next = bench.wait(10.0);
     assert_eq!(next[..2], [Action::Close(C0), Action::Rewind(C0)]);
-    assert!(
-        bench.now.at - stalled <= seconds(6.25),
-        "5 s, looked at every 1.25 s"
-    );
+    assert_eq!(bench.now.at - stalled, seconds(5.0));
     let failure = bench.session.last_failure().expect("it has failed");
     assert!(failure.message.contains("no more bytes"), "{failure:?}");
-}
-
-#[test]
-fn a_write_that_stands_still_between_two_looks_is_noticed_as_soon() {
-    let mut bench = Bench::streaming(settings(), None);
-    bench.wait(1.3);
-    bench.moves();
-    let stalled = bench.now.at;
-    assert_eq!(bench.wait(10.0)[0], Action::Close(C0));
-    assert!(bench.now.at - stalled <= seconds(6.25));
 }
 
 #[test]
@@ -565,7 +636,10 @@ fn draining_ends_when_all_is_confirmed_or_its_time_is_over() {
             bench.wait(9.9);
             assert_eq!(bench.session.outcome(), None);
             assert!(bench.wait(0.1).contains(&Action::Close(C0)));
-            assert_eq!(bench.session.outcome(), Some(&Outcome::OutOfTime(None)));
+            let Some(Outcome::OutOfTime(Some(why))) = bench.session.outcome() else {
+                panic!("{:?}", bench.session.outcome());
+            };
+            assert!(why.message.contains("confirmed everything"), "{why:?}");
         }
         assert_eq!(bench.session.deadline(), None);
     }

@@ -1,25 +1,30 @@
-//! What the kernel is asked, as bytes: ioctl numbers, struct layouts, and the [`Kernel`] that answers.
+//! What the kernel is asked, as bytes: ioctl numbers, structs, and the [`Kernel`] that answers. The layouts of
+//! `v4l2_buffer` are in `layout`, the controls in `control`.
 //!
 //! The crate `v4l` has these calls too, but it unwraps what drivers report (a card name that the kernel cut in the middle
 //! of a character, a colour space that it has not heard of), and it knows `v4l2_buffer` in one layout only. Here nothing
 //! that a driver says can end the process, and a scripted kernel can stand in for a device.
 
+use std::fmt;
 use std::io;
 use std::mem::{offset_of, size_of};
 use std::ops::Deref;
+use std::ptr;
 use std::time::Duration;
 
 use rustix::ioctl::{Direction, Opcode, opcode};
 use v4l::FourCC;
 use v4l::capability::Flags;
 use v4l::v4l_sys::{
-    V4L2_BUF_FLAG_ERROR, V4L2_BUF_FLAG_TIMESTAMP_MASK, V4L2_BUF_FLAG_TIMESTAMP_MONOTONIC,
-    V4L2_CAP_DEVICE_CAPS, v4l2_buffer, v4l2_capability, v4l2_captureparm, v4l2_fmtdesc,
-    v4l2_format, v4l2_fract, v4l2_pix_format, v4l2_requestbuffers, v4l2_streamparm,
+    V4L2_CAP_DEVICE_CAPS, v4l2_capability, v4l2_captureparm, v4l2_control, v4l2_fmtdesc,
+    v4l2_format, v4l2_fract, v4l2_frmivalenum, v4l2_frmsizeenum, v4l2_pix_format,
+    v4l2_pix_format_mplane, v4l2_plane_pix_format, v4l2_queryctrl, v4l2_requestbuffers,
+    v4l2_streamparm,
 };
 
-const BUF_TYPE_VIDEO_CAPTURE: u32 = 1;
-const MEMORY_MMAP: u32 = 1;
+use super::layout::{Layout, Plane};
+
+pub(super) const MEMORY_MMAP: u32 = 1;
 /// `v4l2_captureparm.capability`: the frame interval can be set.
 const TIMEPERFRAME: u32 = 0x1000;
 
@@ -40,6 +45,11 @@ pub(super) mod number {
     pub const STREAMOFF: u8 = 19;
     pub const G_PARM: u8 = 21;
     pub const S_PARM: u8 = 22;
+    pub const G_CTRL: u8 = 27;
+    pub const S_CTRL: u8 = 28;
+    pub const QUERYCTRL: u8 = 36;
+    pub const ENUM_FRAMESIZES: u8 = 74;
+    pub const ENUM_FRAMEINTERVALS: u8 = 75;
 }
 
 /// An open device node: the driver behind it, or a script in the tests.
@@ -71,13 +81,43 @@ pub(super) enum Readiness {
     Failed,
 }
 
+/// How a driver wants to be spoken to about pictures. Encoded video has one plane either way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Planes {
+    /// VIDEO_CAPTURE.
+    Single,
+    /// VIDEO_CAPTURE_MPLANE: most encoders of camera chips.
+    Multi,
+}
+
+impl Planes {
+    /// What a node with these abilities wants. One that can do both is spoken to in the simpler way.
+    pub(super) fn of(flags: Flags) -> Self {
+        if flags.contains(Flags::VIDEO_CAPTURE_MPLANE) && !flags.contains(Flags::VIDEO_CAPTURE) {
+            Self::Multi
+        } else {
+            Self::Single
+        }
+    }
+
+    /// `enum v4l2_buf_type`.
+    pub(super) fn buffer_type(self) -> u32 {
+        match self {
+            Self::Single => 1,
+            Self::Multi => 9,
+        }
+    }
+}
+
 /// One ioctl with its argument.
 ///
-/// Made in this file only, and none of its arguments holds an address that the kernel would follow: buffers are
-/// memory-mapped and single-planar. That is what makes [`Kernel::call`] safe for any of them.
+/// Made in this module's files only. The one address that the kernel follows in any of the arguments is that of `plane`,
+/// which is a part of the call. That is what makes [`Kernel::call`] safe for any of them.
 pub(super) struct Call {
     opcode: Opcode,
     argument: Argument,
+    /// The plane of a multi-planar buffer, and where in the argument its address belongs.
+    plane: Option<(usize, Plane)>,
 }
 
 /// Aligned as the strictest of the structs.
@@ -85,11 +125,38 @@ pub(super) struct Call {
 struct Argument([u8; LARGEST]);
 
 impl Call {
-    fn new(direction: Direction, number: u8, size: usize) -> Self {
+    pub(super) fn new(direction: Direction, number: u8, size: usize) -> Self {
         assert!(size <= LARGEST, "an argument is larger than the largest");
         Self {
             opcode: opcode::from_components(direction, b'V', number, size),
             argument: Argument([0; LARGEST]),
+            plane: None,
+        }
+    }
+
+    /// A call about something that is named by the type of its buffers.
+    fn about(planes: Planes, type_at: usize, number: u8, size: usize) -> Self {
+        let mut call = Self::new(Direction::ReadWrite, number, size);
+        call.put_u32(type_at, planes.buffer_type());
+        call
+    }
+
+    /// Gives the call a plane, whose address the kernel will find at `at`.
+    pub(super) fn with_plane(mut self, at: usize) -> Self {
+        self.plane = Some((at, Plane::default()));
+        self
+    }
+
+    /// The plane of a multi-planar buffer.
+    pub(super) fn plane(&mut self) -> Option<&mut Plane> {
+        self.plane.as_mut().map(|(_, plane)| plane)
+    }
+
+    /// Writes the plane's address to its place. It holds until the call is moved.
+    pub(super) fn point_at_plane(&mut self) {
+        if let Some((at, plane)) = &mut self.plane {
+            let address = ptr::from_mut(plane).expose_provenance().to_ne_bytes();
+            self.argument.0[*at..*at + address.len()].copy_from_slice(&address);
         }
     }
 
@@ -121,14 +188,14 @@ impl Call {
         self.argument.0[at..at + bytes.len()].copy_from_slice(bytes);
     }
 
-    fn bytes<const N: usize>(&self, at: usize) -> [u8; N] {
+    pub(super) fn bytes<const N: usize>(&self, at: usize) -> [u8; N] {
         self.argument.0[at..at + N]
             .try_into()
             .expect("the slice has N bytes")
     }
 
     /// A string that ends at a zero byte or at the field's end, where the kernel may have cut a character in two.
-    fn text(&self, at: usize, length: usize) -> String {
+    pub(super) fn text(&self, at: usize, length: usize) -> String {
         let field = &self.argument.0[at..at + length];
         let end = field
             .iter()
@@ -145,8 +212,12 @@ impl Call {
 /// Who the device is and what its node can do.
 #[derive(Debug, Clone)]
 pub(super) struct Capabilities {
+    /// "uvcvideo".
+    pub(super) driver: String,
     /// For people: "HD Pro Webcam C920".
     pub(super) card: String,
+    /// Where it is plugged in: "usb-0000:00:14.0-2".
+    pub(super) bus: String,
     /// What this node can do, where the driver tells the node's abilities from the whole device's.
     pub(super) flags: Flags,
 }
@@ -162,7 +233,9 @@ pub(super) fn capabilities(kernel: &impl Kernel) -> io::Result<Capabilities> {
     let device = call.u32(offset_of!(v4l2_capability, capabilities));
     let node = call.u32(offset_of!(v4l2_capability, device_caps));
     Ok(Capabilities {
+        driver: call.text(offset_of!(v4l2_capability, driver), 16),
         card: call.text(offset_of!(v4l2_capability, card), 32),
+        bus: call.text(offset_of!(v4l2_capability, bus_info), 32),
         flags: Flags::from(if device & V4L2_CAP_DEVICE_CAPS == 0 {
             device
         } else {
@@ -171,28 +244,119 @@ pub(super) fn capabilities(kernel: &impl Kernel) -> io::Result<Capabilities> {
     })
 }
 
-/// VIDIOC_ENUM_FMT: what the node can capture, in the driver's order.
-pub(super) fn formats(kernel: &impl Kernel) -> io::Result<Vec<FourCC>> {
-    /// Beyond what any driver has; one that never says EINVAL must not hold us.
-    const MOST: u32 = 256;
-    let mut formats = Vec::new();
-    for index in 0..MOST {
-        let mut call = Call::new(
-            Direction::ReadWrite,
-            number::ENUM_FMT,
-            size_of::<v4l2_fmtdesc>(),
-        );
-        call.put_u32(offset_of!(v4l2_fmtdesc, index), index);
-        call.put_u32(offset_of!(v4l2_fmtdesc, type_), BUF_TYPE_VIDEO_CAPTURE);
-        match kernel.call(&mut call) {
-            Ok(()) => formats.push(FourCC::from(
-                call.u32(offset_of!(v4l2_fmtdesc, pixelformat)),
-            )),
+/// Beyond what any driver lists; one that never says EINVAL must not hold us.
+const LONGEST_LIST: u32 = 256;
+
+/// Asks for entry 0, 1, 2 .. of a list until the driver says EINVAL, which is how it ends.
+fn list<T>(mut entry: impl FnMut(u32) -> io::Result<T>) -> io::Result<Vec<T>> {
+    let mut entries = Vec::new();
+    for index in 0..LONGEST_LIST {
+        match entry(index) {
+            Ok(entry) => entries.push(entry),
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => break,
             Err(error) => return Err(error),
         }
     }
-    Ok(formats)
+    Ok(entries)
+}
+
+/// VIDIOC_ENUM_FMT: what the node can capture, in the driver's order.
+pub(super) fn formats(kernel: &impl Kernel, planes: Planes) -> io::Result<Vec<FourCC>> {
+    list(|index| {
+        let mut call = Call::about(
+            planes,
+            offset_of!(v4l2_fmtdesc, type_),
+            number::ENUM_FMT,
+            size_of::<v4l2_fmtdesc>(),
+        );
+        call.put_u32(offset_of!(v4l2_fmtdesc, index), index);
+        kernel.call(&mut call)?;
+        Ok(FourCC::from(
+            call.u32(offset_of!(v4l2_fmtdesc, pixelformat)),
+        ))
+    })
+}
+
+/// The sizes of a format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Size {
+    Exactly {
+        width: u32,
+        height: u32,
+    },
+    /// Whatever lies between, in steps.
+    Between {
+        least: (u32, u32),
+        most: (u32, u32),
+    },
+}
+
+/// The discriminant of `v4l2_frmsizeenum` and `v4l2_frmivalenum`.
+const DISCRETE: u32 = 1;
+
+/// VIDIOC_ENUM_FRAMESIZES. Empty from drivers that do not say.
+pub(super) fn sizes(kernel: &impl Kernel, fourcc: FourCC) -> Vec<Size> {
+    let mut through = false;
+    let sizes = list(|index| {
+        // Anything but single sizes is one entry.
+        if through {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let mut call = Call::new(
+            Direction::ReadWrite,
+            number::ENUM_FRAMESIZES,
+            size_of::<v4l2_frmsizeenum>(),
+        );
+        call.put_u32(offset_of!(v4l2_frmsizeenum, index), index);
+        call.put_u32(offset_of!(v4l2_frmsizeenum, pixel_format), fourcc.into());
+        kernel.call(&mut call)?;
+        let field = |nth: usize| call.u32(offset_of!(v4l2_frmsizeenum, __bindgen_anon_1) + 4 * nth);
+        through = call.u32(offset_of!(v4l2_frmsizeenum, type_)) != DISCRETE;
+        Ok(if through {
+            // The least and the most of each, and the steps.
+            Size::Between {
+                least: (field(0), field(3)),
+                most: (field(1), field(4)),
+            }
+        } else {
+            Size::Exactly {
+                width: field(0),
+                height: field(1),
+            }
+        })
+    });
+    sizes.unwrap_or_default()
+}
+
+/// VIDIOC_ENUM_FRAMEINTERVALS; of a range its two ends. Empty from drivers that do not say.
+pub(super) fn intervals(
+    kernel: &impl Kernel,
+    fourcc: FourCC,
+    (width, height): (u32, u32),
+) -> Vec<Interval> {
+    let mut through = false;
+    let intervals = list(|index| {
+        if through {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let mut call = Call::new(
+            Direction::ReadWrite,
+            number::ENUM_FRAMEINTERVALS,
+            size_of::<v4l2_frmivalenum>(),
+        );
+        call.put_u32(offset_of!(v4l2_frmivalenum, index), index);
+        call.put_u32(offset_of!(v4l2_frmivalenum, pixel_format), fourcc.into());
+        call.put_u32(offset_of!(v4l2_frmivalenum, width), width);
+        call.put_u32(offset_of!(v4l2_frmivalenum, height), height);
+        kernel.call(&mut call)?;
+        let at = offset_of!(v4l2_frmivalenum, __bindgen_anon_1);
+        through = call.u32(offset_of!(v4l2_frmivalenum, type_)) != DISCRETE;
+        let ends = if through { 2 } else { 1 };
+        Ok((0..ends)
+            .filter_map(|end| Interval::read(&call, at + end * size_of::<v4l2_fract>()))
+            .collect::<Vec<_>>())
+    });
+    intervals.unwrap_or_default().concat()
 }
 
 /// What the driver delivers.
@@ -205,47 +369,91 @@ pub(super) struct Picture {
     pub(super) longest_frame: u32,
 }
 
-/// Offset of a field of `v4l2_pix_format` within `v4l2_format`.
-macro_rules! pix {
-    ($field:ident) => {
-        offset_of!(v4l2_format, fmt) + offset_of!(v4l2_pix_format, $field)
-    };
+/// Where the fields of a picture lie within `v4l2_format`.
+struct PictureFields {
+    width: usize,
+    height: usize,
+    fourcc: usize,
+    longest_frame: usize,
+}
+
+impl Planes {
+    fn picture_fields(self) -> PictureFields {
+        let at = offset_of!(v4l2_format, fmt);
+        match self {
+            Self::Single => PictureFields {
+                width: at + offset_of!(v4l2_pix_format, width),
+                height: at + offset_of!(v4l2_pix_format, height),
+                fourcc: at + offset_of!(v4l2_pix_format, pixelformat),
+                longest_frame: at + offset_of!(v4l2_pix_format, sizeimage),
+            },
+            Self::Multi => PictureFields {
+                width: at + offset_of!(v4l2_pix_format_mplane, width),
+                height: at + offset_of!(v4l2_pix_format_mplane, height),
+                fourcc: at + offset_of!(v4l2_pix_format_mplane, pixelformat),
+                longest_frame: at
+                    + offset_of!(v4l2_pix_format_mplane, plane_fmt)
+                    + offset_of!(v4l2_plane_pix_format, sizeimage),
+            },
+        }
+    }
+
+    /// Where the number of planes is, for the multi-planar way.
+    fn plane_count(self) -> Option<usize> {
+        let at = offset_of!(v4l2_format, fmt) + offset_of!(v4l2_pix_format_mplane, num_planes);
+        (self == Self::Multi).then_some(at)
+    }
+}
+
+impl Picture {
+    pub(super) fn read(call: &Call, planes: Planes) -> Self {
+        let fields = planes.picture_fields();
+        Self {
+            fourcc: FourCC::from(call.u32(fields.fourcc)),
+            width: call.u32(fields.width),
+            height: call.u32(fields.height),
+            longest_frame: call.u32(fields.longest_frame),
+        }
+    }
+
+    pub(super) fn write(&self, call: &mut Call, planes: Planes) {
+        let fields = planes.picture_fields();
+        call.put_u32(fields.fourcc, self.fourcc.into());
+        call.put_u32(fields.width, self.width);
+        call.put_u32(fields.height, self.height);
+        call.put_u32(fields.longest_frame, self.longest_frame);
+        if let Some(at) = planes.plane_count() {
+            call.put(at, &[1]);
+        }
+    }
+}
+
+fn about_format(planes: Planes, number: u8) -> Call {
+    let type_at = offset_of!(v4l2_format, type_);
+    Call::about(planes, type_at, number, size_of::<v4l2_format>())
 }
 
 /// VIDIOC_G_FMT.
-pub(super) fn picture(kernel: &impl Kernel) -> io::Result<Picture> {
-    let mut call = Call::new(
-        Direction::ReadWrite,
-        number::G_FMT,
-        size_of::<v4l2_format>(),
-    );
-    call.put_u32(offset_of!(v4l2_format, type_), BUF_TYPE_VIDEO_CAPTURE);
+pub(super) fn picture(kernel: &impl Kernel, planes: Planes) -> io::Result<Picture> {
+    let mut call = about_format(planes, number::G_FMT);
     kernel.call(&mut call)?;
-    Ok(read_picture(&call))
+    Ok(Picture::read(&call, planes))
 }
 
 /// VIDIOC_S_FMT. What comes back is what the driver made of it, which may be anything.
-pub(super) fn set_picture(kernel: &impl Kernel, picture: Picture) -> io::Result<Picture> {
-    let mut call = Call::new(
-        Direction::ReadWrite,
-        number::S_FMT,
-        size_of::<v4l2_format>(),
-    );
-    call.put_u32(offset_of!(v4l2_format, type_), BUF_TYPE_VIDEO_CAPTURE);
-    call.put_u32(pix!(width), picture.width);
-    call.put_u32(pix!(height), picture.height);
-    call.put_u32(pix!(pixelformat), picture.fourcc.into());
+pub(super) fn set_picture(
+    kernel: &impl Kernel,
+    planes: Planes,
+    picture: Picture,
+) -> io::Result<Picture> {
+    let mut call = about_format(planes, number::S_FMT);
+    let wanted = Picture {
+        longest_frame: 0,
+        ..picture
+    };
+    wanted.write(&mut call, planes);
     kernel.call(&mut call)?;
-    Ok(read_picture(&call))
-}
-
-fn read_picture(call: &Call) -> Picture {
-    Picture {
-        fourcc: FourCC::from(call.u32(pix!(pixelformat))),
-        width: call.u32(pix!(width)),
-        height: call.u32(pix!(height)),
-        longest_frame: call.u32(pix!(sizeimage)),
-    }
+    Ok(Picture::read(&call, planes))
 }
 
 /// Time from frame to frame: `numerator / denominator` seconds.
@@ -255,6 +463,40 @@ pub(super) struct Interval {
     pub(super) denominator: u32,
 }
 
+impl Interval {
+    /// `None` for what is no time.
+    fn read(call: &Call, at: usize) -> Option<Self> {
+        let interval = Self {
+            numerator: call.u32(at + offset_of!(v4l2_fract, numerator)),
+            denominator: call.u32(at + offset_of!(v4l2_fract, denominator)),
+        };
+        (interval.numerator != 0 && interval.denominator != 0).then_some(interval)
+    }
+
+    /// Whether it is as long as `other`, however both are written.
+    pub(super) fn is(self, other: Self) -> bool {
+        let cross = |a: u32, b: u32| u64::from(a) * u64::from(b);
+        cross(self.numerator, other.denominator) == cross(other.numerator, self.denominator)
+    }
+
+    /// The same as frames a second.
+    pub(super) fn fps(self) -> f64 {
+        f64::from(self.denominator) / f64::from(self.numerator)
+    }
+
+    /// The same as time.
+    pub(super) fn duration(self) -> Duration {
+        Duration::from_secs(self.numerator.into()) / self.denominator
+    }
+}
+
+impl fmt::Display for Interval {
+    /// As a rate: `30/1`, `30000/1001`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.denominator, self.numerator)
+    }
+}
+
 /// Offset of a field of `v4l2_captureparm` within `v4l2_streamparm`.
 macro_rules! parm {
     ($field:ident) => {
@@ -262,29 +504,25 @@ macro_rules! parm {
     };
 }
 
+fn about_parameters(planes: Planes, number: u8) -> Call {
+    let type_at = offset_of!(v4l2_streamparm, type_);
+    Call::about(planes, type_at, number, size_of::<v4l2_streamparm>())
+}
+
 /// VIDIOC_G_PARM. `None` when the driver does not know it, or not now.
-pub(super) fn interval(kernel: &impl Kernel) -> io::Result<Option<Interval>> {
-    let mut call = Call::new(
-        Direction::ReadWrite,
-        number::G_PARM,
-        size_of::<v4l2_streamparm>(),
-    );
-    call.put_u32(offset_of!(v4l2_streamparm, type_), BUF_TYPE_VIDEO_CAPTURE);
+pub(super) fn interval(kernel: &impl Kernel, planes: Planes) -> io::Result<Option<Interval>> {
+    let mut call = about_parameters(planes, number::G_PARM);
     kernel.call(&mut call)?;
-    Ok(read_interval(&call))
+    Ok(Interval::read(&call, parm!(timeperframe)))
 }
 
 /// VIDIOC_S_PARM. `None` when the driver cannot set it; otherwise what it made of it.
 pub(super) fn set_interval(
     kernel: &impl Kernel,
+    planes: Planes,
     interval: Interval,
 ) -> io::Result<Option<Interval>> {
-    let mut call = Call::new(
-        Direction::ReadWrite,
-        number::S_PARM,
-        size_of::<v4l2_streamparm>(),
-    );
-    call.put_u32(offset_of!(v4l2_streamparm, type_), BUF_TYPE_VIDEO_CAPTURE);
+    let mut call = about_parameters(planes, number::S_PARM);
     let at = parm!(timeperframe);
     call.put_u32(at + offset_of!(v4l2_fract, numerator), interval.numerator);
     call.put_u32(
@@ -295,217 +533,37 @@ pub(super) fn set_interval(
     if call.u32(parm!(capability)) & TIMEPERFRAME == 0 {
         return Ok(None);
     }
-    Ok(read_interval(&call))
-}
-
-fn read_interval(call: &Call) -> Option<Interval> {
-    let at = parm!(timeperframe);
-    let interval = Interval {
-        numerator: call.u32(at + offset_of!(v4l2_fract, numerator)),
-        denominator: call.u32(at + offset_of!(v4l2_fract, denominator)),
-    };
-    (interval.numerator != 0 && interval.denominator != 0).then_some(interval)
+    Ok(Interval::read(&call, at))
 }
 
 /// VIDIOC_REQBUFS: how many of `count` buffers there are now.
-pub(super) fn request_buffers(kernel: &impl Kernel, count: u32) -> io::Result<u32> {
-    let mut call = Call::new(
-        Direction::ReadWrite,
+pub(super) fn request_buffers(kernel: &impl Kernel, planes: Planes, count: u32) -> io::Result<u32> {
+    let mut call = Call::about(
+        planes,
+        offset_of!(v4l2_requestbuffers, type_),
         number::REQBUFS,
         size_of::<v4l2_requestbuffers>(),
     );
     call.put_u32(offset_of!(v4l2_requestbuffers, count), count);
-    call.put_u32(
-        offset_of!(v4l2_requestbuffers, type_),
-        BUF_TYPE_VIDEO_CAPTURE,
-    );
     call.put_u32(offset_of!(v4l2_requestbuffers, memory), MEMORY_MMAP);
     kernel.call(&mut call)?;
     Ok(call.u32(offset_of!(v4l2_requestbuffers, count)))
 }
 
 /// VIDIOC_STREAMON.
-pub(super) fn stream_on(kernel: &impl Kernel) -> io::Result<()> {
-    stream(kernel, number::STREAMON)
+pub(super) fn stream_on(kernel: &impl Kernel, planes: Planes) -> io::Result<()> {
+    stream(kernel, planes, number::STREAMON)
 }
 
-/// VIDIOC_STREAMOFF.
-pub(super) fn stream_off(kernel: &impl Kernel) -> io::Result<()> {
-    stream(kernel, number::STREAMOFF)
+/// VIDIOC_STREAMOFF: the driver gives up all buffers, filled or not.
+pub(super) fn stream_off(kernel: &impl Kernel, planes: Planes) -> io::Result<()> {
+    stream(kernel, planes, number::STREAMOFF)
 }
 
-fn stream(kernel: &impl Kernel, number: u8) -> io::Result<()> {
+fn stream(kernel: &impl Kernel, planes: Planes, number: u8) -> io::Result<()> {
     let mut call = Call::new(Direction::Write, number, size_of::<u32>());
-    call.put_u32(0, BUF_TYPE_VIDEO_CAPTURE);
+    call.put_u32(0, planes.buffer_type());
     kernel.call(&mut call)
-}
-
-/// Where the fields of `v4l2_buffer` lie; its size is a part of the ioctl numbers.
-///
-/// It holds a `timeval`. On 32-bit machines the kernel therefore knows two of it: with 32-bit time, which kernels can be
-/// built without, and with 64-bit time, since Linux 5.6. Which one the C library likes does not matter to the kernel, so
-/// a static binary has to know both.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Layout {
-    pub(super) size: usize,
-    timestamp: usize,
-    wide_time: bool,
-    sequence: usize,
-    memory: usize,
-    offset: usize,
-    length: usize,
-}
-
-const INDEX: usize = 0;
-const TYPE: usize = 4;
-const BYTES_USED: usize = 8;
-const FLAGS: usize = 12;
-
-impl Layout {
-    /// 64-bit machines.
-    pub(super) const LONG: Self = Self {
-        size: 88,
-        timestamp: 24,
-        wide_time: true,
-        sequence: 56,
-        memory: 60,
-        offset: 64,
-        length: 72,
-    };
-    /// 32-bit machines, 64-bit time.
-    pub(super) const WIDE_TIME: Self = Self {
-        size: 80,
-        timestamp: 24,
-        wide_time: true,
-        sequence: 56,
-        memory: 60,
-        offset: 64,
-        length: 68,
-    };
-    /// The same on 32-bit x86, which aligns 64-bit integers to 4 bytes.
-    pub(super) const WIDE_TIME_X86: Self = Self {
-        size: 76,
-        timestamp: 20,
-        wide_time: true,
-        sequence: 52,
-        memory: 56,
-        offset: 60,
-        length: 64,
-    };
-    /// 32-bit machines, 32-bit time.
-    pub(super) const NARROW_TIME: Self = Self {
-        size: 68,
-        timestamp: 20,
-        wide_time: false,
-        sequence: 44,
-        memory: 48,
-        offset: 52,
-        length: 56,
-    };
-
-    /// What kernels for this machine know: the newer layout first, because it has no 2038 in it.
-    pub(super) const OF_THIS_MACHINE: &'static [Self] = if cfg!(target_pointer_width = "64") {
-        &[Self::LONG]
-    } else if cfg!(target_arch = "x86") {
-        &[Self::WIDE_TIME_X86, Self::NARROW_TIME]
-    } else {
-        &[Self::WIDE_TIME, Self::NARROW_TIME]
-    };
-
-    pub(super) fn call(&self, number: u8, index: u32) -> Call {
-        let mut call = Call::new(Direction::ReadWrite, number, self.size);
-        call.put_u32(INDEX, index);
-        call.put_u32(TYPE, BUF_TYPE_VIDEO_CAPTURE);
-        call.put_u32(self.memory, MEMORY_MMAP);
-        call
-    }
-
-    fn timestamp(&self, call: &Call) -> Option<Duration> {
-        let (seconds, micros) = if self.wide_time {
-            (
-                i64::from_ne_bytes(call.bytes(self.timestamp)),
-                i64::from_ne_bytes(call.bytes(self.timestamp + 8)),
-            )
-        } else {
-            (
-                i32::from_ne_bytes(call.bytes(self.timestamp)).into(),
-                i32::from_ne_bytes(call.bytes(self.timestamp + 4)).into(),
-            )
-        };
-        let seconds = Duration::from_secs(u64::try_from(seconds).ok()?);
-        seconds.checked_add(Duration::from_micros(u64::try_from(micros).ok()?))
-    }
-
-    /// VIDIOC_QUERYBUF: where the buffer is to be mapped from, and its length.
-    pub(super) fn query(&self, kernel: &impl Kernel, index: u32) -> io::Result<(u32, u32)> {
-        let mut call = self.call(number::QUERYBUF, index);
-        kernel.call(&mut call)?;
-        Ok((call.u32(self.offset), call.u32(self.length)))
-    }
-
-    /// VIDIOC_QBUF: gives the buffer to the driver.
-    pub(super) fn queue(&self, kernel: &impl Kernel, index: u32) -> io::Result<()> {
-        kernel.call(&mut self.call(number::QBUF, index))
-    }
-
-    /// VIDIOC_DQBUF: takes the oldest filled buffer from the driver.
-    pub(super) fn dequeue(&self, kernel: &impl Kernel) -> io::Result<Filled> {
-        let mut call = self.call(number::DQBUF, 0);
-        kernel.call(&mut call)?;
-        let flags = call.u32(FLAGS);
-        let monotonic = flags & V4L2_BUF_FLAG_TIMESTAMP_MASK == V4L2_BUF_FLAG_TIMESTAMP_MONOTONIC;
-        Ok(Filled {
-            index: call.u32(INDEX),
-            bytes_used: call.u32(BYTES_USED),
-            error: flags & V4L2_BUF_FLAG_ERROR != 0,
-            sequence: call.u32(self.sequence),
-            captured: self
-                .timestamp(&call)
-                .filter(|time| monotonic && !time.is_zero()),
-        })
-    }
-
-    /// Writes what a driver would: for the scripted kernel.
-    #[cfg(test)]
-    pub(super) fn answer_query(&self, call: &mut Call, offset: u32, length: u32) {
-        call.put_u32(self.offset, offset);
-        call.put_u32(self.length, length);
-    }
-
-    /// Writes what a driver would: for the scripted kernel.
-    #[cfg(test)]
-    pub(super) fn answer_dequeue(
-        &self,
-        call: &mut Call,
-        [index, bytes_used, flags, sequence]: [u32; 4],
-        (seconds, micros): (i32, i32),
-    ) {
-        call.put_u32(INDEX, index);
-        call.put_u32(BYTES_USED, bytes_used);
-        call.put_u32(FLAGS, flags);
-        call.put_u32(self.sequence, sequence);
-        if self.wide_time {
-            call.put(self.timestamp, &i64::from(seconds).to_ne_bytes());
-            call.put(self.timestamp + 8, &i64::from(micros).to_ne_bytes());
-        } else {
-            call.put(self.timestamp, &seconds.to_ne_bytes());
-            call.put(self.timestamp + 4, &micros.to_ne_bytes());
-        }
-    }
-}
-
-/// A buffer that the driver gave back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Filled {
-    pub(super) index: u32,
-    /// Bytes from the buffer's start; the rest of it is left over from earlier frames.
-    pub(super) bytes_used: u32,
-    /// V4L2_BUF_FLAG_ERROR: the content may be damaged.
-    pub(super) error: bool,
-    /// Counts the frames that the driver saw, the dropped ones too. Some drivers leave it at 0.
-    pub(super) sequence: u32,
-    /// On CLOCK_MONOTONIC. `None` when the driver gave no time, or one on another clock or on none that it names.
-    pub(super) captured: Option<Duration>,
 }
 
 // The numbers that the kernel's own header comes out at, except where MIPS, PowerPC and SPARC number differently.
@@ -530,22 +588,11 @@ const _: () = {
     assert!(read_write(number::DQBUF, Layout::LONG.size) == 0xC058_5611);
     assert!(read_write(number::DQBUF, Layout::WIDE_TIME.size) == 0xC050_5611);
     assert!(read_write(number::DQBUF, Layout::NARROW_TIME.size) == 0xC044_5611);
+    assert!(opcode::read_write::<v4l2_control>(b'V', number::S_CTRL) == 0xC008_561C);
+    assert!(opcode::read_write::<v4l2_queryctrl>(b'V', number::QUERYCTRL) == 0xC044_5624);
+    assert!(opcode::read_write::<v4l2_frmsizeenum>(b'V', number::ENUM_FRAMESIZES) == 0xC02C_564A);
+    let intervals = opcode::read_write::<v4l2_frmivalenum>(b'V', number::ENUM_FRAMEINTERVALS);
+    assert!(intervals == 0xC034_564B);
 };
-
-// The bindings have one of the layouts, by the width of `long`.
-const _: () = {
-    let layout = if cfg!(target_pointer_width = "64") {
-        Layout::LONG
-    } else {
-        Layout::NARROW_TIME
-    };
-    assert!(layout.size == size_of::<v4l2_buffer>());
-    assert!(layout.timestamp == offset_of!(v4l2_buffer, timestamp));
-    assert!(layout.sequence == offset_of!(v4l2_buffer, sequence));
-    assert!(layout.memory == offset_of!(v4l2_buffer, memory));
-    assert!(layout.offset == offset_of!(v4l2_buffer, m));
-    assert!(layout.length == offset_of!(v4l2_buffer, length));
-    assert!(BYTES_USED == offset_of!(v4l2_buffer, bytesused));
-    assert!(FLAGS == offset_of!(v4l2_buffer, flags));
+const _: () =
     assert!(size_of::<v4l2_format>() <= LARGEST && size_of::<v4l2_streamparm>() <= LARGEST);
-};

@@ -5,8 +5,9 @@
 //!                                   └──► Fake   (a script, in the tests)
 //! ```
 //!
-//! `camera` negotiates the format and moves the buffers; `abi` knows what the calls look like as bytes; `node` makes
-//! them; `words` says what is wrong with a camera and what to do about it.
+//! `camera` negotiates the format and moves the buffers; `settings` are those of its encoder; `ladder` decides what to do
+//! when it stalls, `choice` which node it is. `abi`, `layout` and `control` know what the calls look like as bytes; `node` makes them. `words` says
+//! what is wrong with a camera and what to do about it.
 //!
 //! One buffer of the driver is taken for one access unit. V4L2 asks drivers for that, and those of USB cameras and of
 //! the usual encoders keep to it; a driver that hands out single NAL units or several frames at once would have to be
@@ -14,19 +15,30 @@
 
 mod abi;
 mod camera;
+mod choice;
+mod control;
+pub mod devices;
 #[cfg(test)]
 mod fake;
+mod ladder;
+mod layout;
 mod node;
+mod settings;
+mod survey;
 mod words;
 
-use std::num::NonZeroU32;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tracing::{info, warn};
 
 use self::camera::Camera;
+use self::choice::Identity;
 use self::node::Node;
 use super::{Error, Read, Source};
 use crate::clock::Clock;
-use crate::frame::Codec;
+use crate::codec::FrameRate;
+use crate::frame::{Codec, Dimensions};
 
 /// What is wanted of a camera.
 #[derive(Debug, Clone, Default)]
@@ -35,7 +47,26 @@ pub struct Options {
     pub codec: Option<Codec>,
     /// Frames a second. Without it the camera's present rate; a camera that has only other rates takes the nearest, and
     /// a warning says so.
-    pub fps: Option<NonZeroU32>,
+    pub fps: Option<FrameRate>,
+    /// Size of the picture. Without it the camera's present size.
+    pub size: Option<Dimensions>,
+    /// Bits a second. Without it the camera's present bitrate.
+    pub bitrate: Option<u32>,
+    /// From key frame to key frame. Without it two seconds, and no word when the camera cannot.
+    pub gop: Option<Duration>,
+    /// Without it the camera's present profile.
+    pub profile: Option<Profile>,
+}
+
+/// A profile of H.264. H.265 has only one for 8 bits a sample, which stands for all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    /// Constrained baseline: what the simplest decoders take.
+    Baseline,
+    /// Main.
+    Main,
+    /// High: the smallest stream.
+    High,
 }
 
 /// What a camera lost on our side of the lens, since it was opened.
@@ -47,6 +78,106 @@ pub struct Losses {
     pub damaged: u64,
     /// Buffers without a frame: empty, or left over from before the stream began. Nothing is lost with them.
     pub void: u64,
+}
+
+/// Which camera.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Which {
+    /// The first that can be used.
+    First,
+    /// This node, or what a link leads to.
+    At(PathBuf),
+    /// The first that can be used with this in its card's name, in upper or lower case.
+    Named(String),
+}
+
+/// Opens a camera, and the same one again when it was lost.
+#[derive(Debug)]
+pub struct Finder {
+    which: Which,
+    options: Options,
+    clock: Clock,
+    /// The camera that was opened first.
+    found: Option<Found>,
+    /// What was said already.
+    remarks: Vec<String>,
+}
+
+#[derive(Debug)]
+struct Found {
+    path: PathBuf,
+    /// `None` when it vanished before it could be looked at.
+    identity: Option<Identity>,
+}
+
+impl Finder {
+    /// Looks for nothing yet.
+    pub fn new(which: Which, options: Options, clock: Clock) -> Self {
+        Self {
+            which,
+            options,
+            clock,
+            found: None,
+            remarks: Vec::new(),
+        }
+    }
+
+    /// Opens the camera; from the second time on the one that was opened before, which may have another number by now.
+    ///
+    /// # Errors
+    /// Those of [`V4l2::open`], and when no camera, or not the same, is there.
+    pub fn open(&mut self) -> Result<V4l2, Error> {
+        let path = self.path()?;
+        let camera = V4l2::open(&path, &self.options, self.clock)?;
+        if self.found.is_none() {
+            // A link is looked up again each time; what it leads to is for udev, or for its owner, to say.
+            let is_link = path.is_symlink();
+            let identity = (!is_link).then(|| Identity::of(&path, &survey::nodes()));
+            self.found = Some(Found {
+                path,
+                identity: identity.flatten(),
+            });
+        }
+        let remarks = camera.camera.remarks();
+        if !remarks.is_empty() && remarks != self.remarks {
+            warn!(
+                "{} does not do all that is asked: {}",
+                camera.describe(),
+                remarks.join("; ")
+            );
+            self.remarks = remarks.to_vec();
+        }
+        Ok(camera)
+    }
+
+    /// Where the camera is.
+    fn path(&self) -> Result<PathBuf, Error> {
+        if let Some(found) = &self.found {
+            let Some(identity) = &found.identity else {
+                return Ok(found.path.clone());
+            };
+            let nodes = survey::nodes();
+            let node = identity.find(&nodes);
+            return match node {
+                Some(node) => Ok(node.path.clone()),
+                None => Err(words::away(&found.path)),
+            };
+        }
+        let name = match &self.which {
+            Which::At(path) => return Ok(path.clone()),
+            Which::Named(name) => Some(name.as_str()),
+            Which::First => None,
+        };
+        let nodes = survey::nodes_in_use();
+        let node = choice::pick(&nodes, name, self.options.codec)?;
+        if name.is_none() {
+            info!(
+                "no source is given: taking the camera {}",
+                node.path.display()
+            );
+        }
+        Ok(node.path.clone())
+    }
 }
 
 /// A camera that streams. Dropping it stops the stream and closes the node, and never panics.
@@ -81,5 +212,9 @@ impl Source for V4l2 {
 
     fn read(&mut self) -> Result<Read<'_>, Error> {
         self.camera.read()
+    }
+
+    fn want_key_frame(&mut self) {
+        self.camera.want_key_frame();
     }
 }

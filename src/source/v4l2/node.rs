@@ -19,7 +19,8 @@ use rustix::io::{Errno, FdFlags, fcntl_setfd, retry_on_intr};
 use rustix::ioctl::{self, Ioctl, IoctlOutput, Opcode};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
-use super::abi::{Call, Kernel, Layout, Readiness};
+use super::abi::{Call, Kernel, Readiness};
+use super::layout::Layout;
 
 /// An open device node, non-blocking.
 pub(super) struct Node {
@@ -49,8 +50,9 @@ impl Kernel for Node {
     const LAYOUTS: &'static [Layout] = Layout::OF_THIS_MACHINE;
 
     fn call(&self, call: &mut Call) -> io::Result<()> {
-        // SAFETY: The argument is at least as long as the opcode says, so the driver writes within it, and no argument
-        // that a `Call` can be made with holds an address that the driver would follow.
+        // SAFETY: The argument is at least as long as the opcode says, so the driver writes within it. The one address in
+        // it that the driver follows is that of the call's plane, which lives as long, and the argument says that one
+        // plane is there.
         retry_on_intr(|| unsafe { ioctl::ioctl(self.fd(), Pass(call)) })?;
         Ok(())
     }
@@ -101,6 +103,8 @@ unsafe impl Ioctl for Pass<'_> {
     }
 
     fn as_ptr(&mut self) -> *mut c_void {
+        // Now that the call does not move any more.
+        self.0.point_at_plane();
         self.0.argument().as_mut_ptr().cast()
     }
 

@@ -75,8 +75,39 @@ fn instead(present: &[String]) -> String {
     }
 }
 
+/// Of several nodes none can be used; this one comes nearest.
+pub(super) fn none_usable(path: &Path, reason: &str, nodes: usize) -> Error {
+    let others = match nodes {
+        1 => String::new(),
+        _ => format!("; `kvsProducerApp devices` tells of all {nodes} nodes"),
+    };
+    unusable(&path.display().to_string(), format!("{reason}{others}"))
+}
+
+/// No card has this in its name.
+pub(super) fn no_such_card(name: &str, cards: &[String]) -> Error {
+    let there = if cards.is_empty() {
+        "this machine has no camera that could be asked for its name".to_owned()
+    } else {
+        format!("this machine has {}", cards.join(", "))
+    };
+    let reason = format!("No such file, and no camera with this in its name; {there}");
+    unusable(name, reason)
+}
+
+/// There is nothing to choose from.
+pub(super) fn no_node() -> Error {
+    unusable("no camera", instead(&[]))
+}
+
+/// The camera that was captured from is not there.
+pub(super) fn away(path: &Path) -> Error {
+    let reason = "the camera is not there: it was unplugged, or its driver is gone";
+    unusable(&path.display().to_string(), reason)
+}
+
 /// The video nodes of this machine, in the order of their numbers.
-fn video_nodes() -> Vec<String> {
+pub(super) fn video_nodes() -> Vec<String> {
     let mut numbers: Vec<u32> = fs::read_dir("/dev")
         .into_iter()
         .flatten()
@@ -161,18 +192,13 @@ pub(super) fn not_a_camera(path: &str, error: io::Error) -> Error {
 
 /// Refuses nodes that do not capture pictures into memory that can be mapped.
 pub(super) fn check_node(path: &str, capabilities: &Capabilities) -> Result<(), Error> {
-    let Capabilities { card, flags } = capabilities;
+    let Capabilities { card, flags, .. } = capabilities;
     let has = |flag| flags.contains(flag);
-    let reason = if has(Flags::VIDEO_CAPTURE) {
+    let reason = if has(Flags::VIDEO_CAPTURE) || has(Flags::VIDEO_CAPTURE_MPLANE) {
         if has(Flags::STREAMING) {
             return Ok(());
         }
         format!("{card} has no streaming, only read(), which this program does not use")
-    } else if has(Flags::VIDEO_CAPTURE_MPLANE) {
-        format!(
-            "{card} captures in the multi-planar way only, which this version cannot do; {}",
-            pipe(path)
-        )
     } else if has(Flags::VIDEO_M2M) || has(Flags::VIDEO_M2M_MPLANE) {
         format!(
             "{card} is a codec, which turns frames into others, and not a camera; name the camera with -D"
@@ -192,12 +218,16 @@ pub(super) fn check_node(path: &str, capabilities: &Capabilities) -> Result<(), 
 }
 
 /// No format of the camera is one that can be streamed, or not the one that was asked for.
-pub(super) fn no_encoder(path: &str, offered: &[FourCC], wanted: Option<Codec>) -> Error {
-    let names: Vec<String> = offered.iter().copied().map(name).collect();
-    let list = if names.is_empty() {
+pub(super) fn no_encoder(
+    path: &str,
+    driver: &str,
+    offered: &[FourCC],
+    wanted: Option<Codec>,
+) -> Error {
+    let list = if offered.is_empty() {
         "no format at all".to_owned()
     } else {
-        names.join(", ")
+        names(offered)
     };
     let lacks = wanted.map_or("neither H.264 nor H.265".to_owned(), |codec| {
         format!("no {codec}")
@@ -207,6 +237,10 @@ pub(super) fn no_encoder(path: &str, offered: &[FourCC], wanted: Option<Codec>) 
         .any(|fourcc| camera::codec(*fourcc).is_some())
     {
         "leave --codec out to take what it has".to_owned()
+    } else if needs_libcamera(driver, offered) {
+        "this is a bare sensor, which only libcamera can make a picture of: rpicam-vid -t 0 --inline -g 60 -o - | \
+         kvsProducerApp -D - <CHANNEL>"
+            .to_owned()
     } else {
         pipe(path)
     };
@@ -256,7 +290,7 @@ pub(super) fn refused(action: &'static str, path: &str, error: io::Error) -> Err
     }
 }
 
-fn busy(holders: &[String]) -> String {
+pub(super) fn busy(holders: &[String]) -> String {
     if holders.is_empty() {
         "busy: another program is capturing from it; find it with `fuser -v` as root and end it"
             .to_owned()
@@ -269,7 +303,7 @@ fn busy(holders: &[String]) -> String {
 }
 
 /// The processes that have `path` open, as far as we may see: `"ffmpeg (1234)"`.
-fn holders(path: &str) -> Vec<String> {
+pub(super) fn holders(path: &str) -> Vec<String> {
     let Ok(node) = fs::canonicalize(path) else {
         return Vec::new();
     };
@@ -295,15 +329,66 @@ fn holders(path: &str) -> Vec<String> {
         .collect()
 }
 
+/// Whether what comes is what the sensor's cells have measured, or the driver is known to stand before an image
+/// processor that only libcamera steers.
+fn needs_libcamera(driver: &str, offered: &[FourCC]) -> bool {
+    const DRIVERS: [&str; 8] = [
+        "unicam",
+        "rp1-cfe",
+        "bcm2835-isp",
+        "pispbe",
+        "ipu3-cio2",
+        "isys",
+        "rkisp1",
+        "qcom-camss",
+    ];
+    // Bayer patterns in 8 to 16 bits, packed and not, by `linux/videodev2.h`.
+    let is_bayer = |fourcc: &FourCC| {
+        matches!(
+            &fourcc.repr,
+            b"BA81"
+                | b"GBRG"
+                | b"GRBG"
+                | b"RGGB"
+                | b"BYR2"
+                | [
+                    b'B' | b'G' | b'R',
+                    b'G' | b'B' | b'A' | b'R',
+                    b'1',
+                    b'0' | b'2' | b'4' | b'6'
+                ]
+                | [
+                    b'p',
+                    b'B' | b'G' | b'g' | b'R',
+                    b'A' | b'C' | b'E' | b'F',
+                    b'A' | b'C' | b'E' | b'F'
+                ]
+        )
+    };
+    DRIVERS.contains(&driver) || (!offered.is_empty() && offered.iter().all(is_bayer))
+}
+
 /// The way out for a camera that does not encode.
 fn pipe(path: &str) -> String {
     format!(
         "encode in software: ffmpeg -f v4l2 -i {path} -c:v libx264 -preset ultrafast -tune zerolatency \
-         -pix_fmt yuv420p -g 60 -f h264 - | kvsProducerApp -D - <CHANNEL>"
+         -pix_fmt yuv420p -g 60 -f h264 - | kvsProducerApp -D - <CHANNEL>, or: gst-launch-1.0 -q v4l2src device={path} ! \
+         decodebin ! videoconvert ! x264enc tune=zerolatency key-int-max=60 ! \
+         video/x-h264,stream-format=byte-stream,profile=main ! fdsink | kvsProducerApp -D - <CHANNEL>"
     )
 }
 
-fn name(fourcc: FourCC) -> String {
+/// The first formats of a list, which may be long, and how many more.
+pub(super) fn names(fourccs: &[FourCC]) -> String {
+    const MOST: usize = 12;
+    let first: Vec<String> = fourccs.iter().take(MOST).copied().map(name).collect();
+    match fourccs.len().saturating_sub(MOST) {
+        0 => first.join(", "),
+        more => format!("{} and {more} more", first.join(", ")),
+    }
+}
+
+pub(super) fn name(fourcc: FourCC) -> String {
     fourcc.repr.escape_ascii().to_string().trim_end().to_owned()
 }
 
@@ -398,11 +483,16 @@ mod tests {
     #[test]
     fn each_kind_of_node_is_told_apart() {
         let say = |flags| {
-            let card = "Card".to_owned();
-            check_node("/dev/video7", &Capabilities { card, flags })
-                .map_err(|error| error.to_string())
+            let capabilities = Capabilities {
+                driver: "driver".to_owned(),
+                card: "Card".to_owned(),
+                bus: "bus".to_owned(),
+                flags,
+            };
+            check_node("/dev/video7", &capabilities).map_err(|error| error.to_string())
         };
         assert_eq!(say(Flags::VIDEO_CAPTURE | Flags::STREAMING), Ok(()));
+        assert_eq!(say(Flags::VIDEO_CAPTURE_MPLANE | Flags::STREAMING), Ok(()));
         let refused = |flags, word: &str| {
             let error = say(flags).unwrap_err();
             assert!(
@@ -411,10 +501,6 @@ mod tests {
             );
         };
         refused(Flags::VIDEO_CAPTURE, "no streaming");
-        refused(
-            Flags::VIDEO_CAPTURE_MPLANE | Flags::STREAMING,
-            "multi-planar",
-        );
         refused(Flags::VIDEO_M2M_MPLANE | Flags::STREAMING, "codec");
         refused(Flags::META_CAPTURE | Flags::STREAMING, "metadata");
         refused(
@@ -431,18 +517,39 @@ mod tests {
             FourCC::new(b"MJPG"),
             FourCC::new(b"Y8\xff "),
         ];
-        let error = no_encoder("/dev/video0", &raw, None).to_string();
+        let error = no_encoder("/dev/video0", "uvcvideo", &raw, None).to_string();
         assert!(
             error.contains("neither H.264 nor H.265, it offers YUYV, MJPG, Y8\\xff; "),
             "{error}"
         );
         assert!(error.contains("ffmpeg -f v4l2 -i /dev/video0 "), "{error}");
-        let error =
-            no_encoder("/dev/video0", &[FourCC::new(b"H264")], Some(Codec::H265)).to_string();
+        assert!(error.contains("v4l2src device=/dev/video0 "), "{error}");
+        assert!(!error.contains("libcamera"), "{error}");
+        let bare = [FourCC::new(b"pRAA"), FourCC::new(b"BG10")];
+        let error = no_encoder("/dev/video0", "sensor", &bare, None).to_string();
+        assert!(error.contains("libcamera"), "{error}");
+        let error = no_encoder("/dev/video0", "unicam", &raw, None).to_string();
+        assert!(error.contains("rpicam-vid"), "{error}");
+        let error = no_encoder("/dev/video0", "vivid", &[], None).to_string();
+        assert!(!error.contains("libcamera"), "{error}");
+        let error = no_encoder(
+            "/dev/video0",
+            "",
+            &[FourCC::new(b"H264")],
+            Some(Codec::H265),
+        )
+        .to_string();
         assert!(
             error.contains("no H.265, it offers H264; leave --codec out"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn long_lists_of_formats_are_cut() {
+        let all = [FourCC::new(b"YUYV"); 14];
+        assert_eq!(names(&all[..2]), "YUYV, YUYV");
+        assert!(names(&all).ends_with("YUYV, YUYV and 2 more"));
     }
 
     #[test]
