@@ -450,6 +450,8 @@ impl<'a> World<'a> {
             self.sender.clone(),
         );
         link.body = Some(body);
+        // One that died while it waited shows only now.
+        link.dead_since = link.dead_since.map(|_| self.now);
         link.woken.0.store(true, Ordering::Relaxed);
         let head = Up::Head {
             expired: self.expires.is_some_and(|expires| self.now >= expires),
