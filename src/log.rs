@@ -50,13 +50,17 @@ impl MakeWriter<'_> for Stderr {
     }
 }
 
-/// Starts the log of this process, on standard error. Libraries are heard from WARN on: at lower levels some print requests
-/// with their signatures.
+/// What is logged at `level`: libraries are heard from WARN on, because at lower levels some print requests with their
+/// signatures.
+pub fn filter(level: Level) -> Targets {
+    Targets::new()
+        .with_default(level.min(Level::WARN))
+        .with_target("kvs_producer_app", level)
+}
+
+/// Starts the log of this process, on standard error.
 pub fn start(level: Level, format: Format) {
-    let libraries = level.min(Level::WARN);
-    let filter = Targets::new()
-        .with_default(libraries)
-        .with_target("kvs_producer_app", level);
+    let filter = filter(level);
     let registry = tracing_subscriber::registry().with(filter);
     match format {
         Format::Text => {

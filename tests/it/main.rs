@@ -2,6 +2,7 @@
 
 mod aws_client;
 mod camera_trouble;
+mod canary;
 mod child;
 mod cli;
 mod clock;

@@ -17,6 +17,8 @@ use kvs_producer_app::source::capture;
 use kvs_producer_app::source::v4l2;
 use kvs_producer_app::source::{self, POLL, Packet, Read, Source};
 
+use crate::canary;
+
 /// Name of the stream in these tests.
 pub const STREAM: &str = "camera-1";
 
@@ -214,8 +216,15 @@ pub async fn stream(config: Config, source: impl Source + 'static) -> Result<Sum
             reason: "it is opened once only".into(),
         })
     };
+    canary::watch();
     let run = app::run_from(config, open);
-    tokio::time::timeout(LIMIT, run).await.expect("a run ends")
+    let run = tokio::time::timeout(LIMIT, run).await.expect("a run ends");
+    if let Ok(summary) = &run {
+        let report = &summary.report;
+        canary::assert_none_in(&format!("{report} {}", report.json()), "the report");
+    }
+    canary::assert_quiet();
+    run
 }
 
 /// The service has exactly these frames of the clip, once each, in order, with the camera's spacing.

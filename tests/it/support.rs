@@ -8,6 +8,7 @@ use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::canary;
 use kvs_producer_app::app::Exit;
 use kvs_producer_app::clock::Clock;
 use rustix::process::{Pid, Signal, kill_process};
@@ -36,6 +37,8 @@ impl Program {
             .env_clear()
             .env("HOME", dir.path())
             .env("AWS_EC2_METADATA_DISABLED", "true")
+            // All that can be said is said, and searched for secrets.
+            .env("KVS_VERBOSE", "2")
             .current_dir(dir.path())
             .stdin(Stdio::null());
         Self { command, dir }
@@ -178,12 +181,18 @@ impl Running {
         };
         let output = self.output();
         let code = status.code();
-        Run {
+        let run = Run {
             code: code.unwrap_or_else(|| panic!("it did not end by itself, {status}:\n{output}")),
             stdout: written(&self.dir, "stdout"),
             stderr: written(&self.dir, "stderr"),
             dir: self.dir,
+        };
+        canary::assert_none_in(&run.stderr, "the log");
+        // The endpoint's own command tells its keys: they open nothing else.
+        if !run.stdout.starts_with("AWS_ENDPOINT_URL") {
+            canary::assert_none_in(&run.stdout, "the output");
         }
+        run
     }
 
     /// Whether it has ended, a little later.
