@@ -7,6 +7,9 @@ use super::detect::{Detector, Error};
 use super::{h264, h265};
 use crate::frame::Codec;
 
+/// By how much the buffer grows, in bytes.
+const GROWTH_BYTES: usize = 64 * 1024;
+
 /// Bytes of a start code, `00 00 01`. The zero that may stand before it belongs to what came before, or to nothing.
 pub(super) const START_CODE_LEN: usize = 3;
 
@@ -168,6 +171,10 @@ impl Splitter {
             self.buffer.drain(..self.start);
             self.scan -= self.start;
             self.start = 0;
+        }
+        // Not to twice the size, as it would by itself: it has to hold one access unit and what was read with it.
+        if self.buffer.len() + bytes.len() > self.buffer.capacity() {
+            self.buffer.reserve_exact(bytes.len().max(GROWTH_BYTES));
         }
         self.buffer.extend_from_slice(bytes);
     }
@@ -550,7 +557,7 @@ mod tests {
             splitter.push(&[5; 1000]);
             assert_eq!(splitter.advance(), Ok(None));
             assert!(
-                splitter.buffer.capacity() <= 2 * (MAX + 3005),
+                splitter.buffer.capacity() <= MAX + 3005 + GROWTH_BYTES,
                 "{}",
                 splitter.buffer.capacity()
             );

@@ -44,9 +44,9 @@ impl Pool {
 
     /// Whether `count` blocks can be taken now.
     pub(super) fn has(&mut self, count: usize) -> bool {
-        if self.free.len() < count {
-            self.reclaim();
-        }
+        // First of all, not when nothing else is left: what has come back meanwhile is hot, and an untouched block would
+        // become resident in its place.
+        self.reclaim();
         self.free.len() >= count
     }
 
@@ -118,6 +118,19 @@ mod tests {
             (address, 32),
             "same memory, whole again"
         );
+    }
+
+    #[test]
+    fn a_block_that_the_network_held_goes_out_before_an_untouched_one() {
+        let mut pool = Pool::new(96, 32);
+        let mut block = pool.take();
+        let hot = block.as_ptr();
+        fill(&mut block, &[1; 8]);
+        let part = cut(&mut block);
+        pool.give(block);
+        drop(part);
+        assert!(pool.has(1));
+        assert_eq!(pool.take().as_ptr(), hot);
     }
 
     #[test]
