@@ -376,6 +376,12 @@ impl Session {
         }
     }
 
+    /// For a session that takes over from one that is gone: its first connection bears this number.
+    pub fn numbered_from(mut self, connection: ConnectionId) -> Self {
+        self.next_connection = connection.0;
+        self
+    }
+
     /// Takes in what happened. What to do about it comes from [`Self::next_action`].
     pub fn handle(&mut self, event: Event, now: Now) {
         if self.outcome.is_some() {

@@ -884,11 +884,21 @@ impl Ring {
     /// `connection` is gone: the cursor goes back to the first fragment it carried that is not confirmed. Returns how many
     /// fragments will be sent again.
     pub fn rewind(&mut self, connection: ConnectionId) -> usize {
+        self.rewind_those(|carrier| carrier == connection)
+    }
+
+    /// All connections are gone, and nobody knows which there were. Otherwise as [`Self::rewind`].
+    pub fn rewind_all(&mut self) -> usize {
+        self.rewind_those(|_| true)
+    }
+
+    fn rewind_those(&mut self, is_gone: impl Fn(ConnectionId) -> bool) -> usize {
+        let was_carried = |fragment: &Fragment| fragment.connection.is_some_and(&is_gone);
         // A fragment that lost its beginning to a full ring cannot be sent again.
         while let Some(index) = self
             .fragments
             .iter()
-            .position(|fragment| fragment.released > 0 && fragment.connection == Some(connection))
+            .position(|fragment| fragment.released > 0 && was_carried(fragment))
         {
             if !self.fragments[index].complete {
                 self.break_fragment(DropReason::RingFull);
@@ -898,7 +908,7 @@ impl Ring {
         }
         let mut again = 0;
         for fragment in &mut self.fragments {
-            if fragment.connection == Some(connection) {
+            if was_carried(fragment) {
                 fragment.connection = None;
                 again += 1;
                 if fragment.id <= self.cursor.fragment {
@@ -910,13 +920,6 @@ impl Ring {
             }
         }
         again
-    }
-
-    /// Whether a fragment that `connection` carried is not confirmed.
-    pub fn awaits(&self, connection: ConnectionId) -> bool {
-        self.fragments
-            .iter()
-            .any(|fragment| fragment.connection == Some(connection))
     }
 
     fn named(&self, timecode: Timecode) -> Option<usize> {

@@ -319,8 +319,24 @@ fn rewinding_one_connection_leaves_what_another_carried() {
     ring.finish();
     send(&mut ring, C1);
     assert_eq!(ring.rewind(C1), 3);
-    assert!(ring.awaits(C0) && !ring.awaits(C1));
+    assert_eq!(ring.rewind(C1), 0, "nothing of it is left");
     assert_eq!(send(&mut ring, C1).0, [1000, 2000]);
+    assert_eq!(ring.rewind(C0), 1);
+}
+
+#[test]
+fn rewinding_all_starts_at_the_first_fragment_whoever_carried_it() {
+    let (mut ring, camera) = (ring(64), Camera { track: track(0) });
+    for at in [0, 1000, 2000, 3000] {
+        camera.push(&mut ring, at, true, 50);
+    }
+    ring.begin(C0);
+    ring.take_frame(&mut VecDeque::new());
+    ring.finish();
+    send(&mut ring, C1);
+    assert_eq!(ring.rewind_all(), 4);
+    ring.close();
+    assert_eq!(send(&mut ring, C1).0, [0, 1000, 2000, 3000]);
 }
 
 #[test]
