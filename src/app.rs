@@ -1,47 +1,33 @@
-//! Starts, owns and ends the parts: the capture thread, control, the timer, the signals.
+//! What a run is told, how it begins, and what its exit code says. [`crate::course`] is the run itself.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 #[cfg(feature = "local")]
 use aws_credential_types::Credentials;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinSet;
-use tracing::{Level, info, warn};
+use tracing::{Level, info};
 
 use crate::clock::Clock;
 use crate::codec::FrameRate;
+use crate::course::Course;
 use crate::frame::Codec;
-use crate::kvs::aws::{self, Aws};
-use crate::kvs::control::{Control, Order, Status};
+use crate::kvs::aws;
 use crate::kvs::failure::FailureKind;
 use crate::kvs::session::{Outcome, Settings};
 use crate::kvs::tls;
 use crate::log;
 use crate::report::Report;
-use crate::ring::shared::{Reader, share};
-use crate::ring::{DropReason, Ring, WhenFull};
-use crate::shutdown::{self, Trigger};
+use crate::ring::{DropReason, WhenFull};
+#[cfg(feature = "local")]
+use crate::shutdown;
 use crate::source::annexb::{AnnexB, Place};
-use crate::source::capture::{self, Policy};
-use crate::source::v4l2::{self, Finder, Which};
+use crate::source::v4l2::{self, Finder, Leftover, Which};
 use crate::source::{self, Source};
-use crate::status::{Line, Look, Overflow, Turn};
-
-/// Stack of the capture thread: it parses NAL units and makes system calls, nothing deep.
-const CAPTURE_STACK_BYTES: usize = 128 * 1024;
-
-/// A source that was told to end looks up at least every [`source::POLL`]; one that has not by then hangs.
-const HUNG_AFTER: Duration = Duration::from_secs(2);
-
-/// How often the status line is drawn.
-const STATUS_EVERY: Duration = Duration::from_secs(1);
-
-/// How often a log line says how it goes, where nobody watches.
-const LOG_EVERY: Duration = Duration::from_mins(1);
+use crate::survive::{self, Conclude};
 
 /// Everything that a run needs to know.
 #[derive(Debug, Clone)]
@@ -154,13 +140,23 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
-    /// The capture thread has panicked: a fault of this program.
-    #[error("the capture thread ended without a word; this is a fault of this program")]
-    Capture,
     /// The service inside this process could not start.
     #[cfg(feature = "local")]
     #[error(transparent)]
     Local(#[from] crate::local::command::Error),
+}
+
+impl Error {
+    /// What the program's exit code says of it.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Tls(_) | Self::Aws(_) | Self::ReportPlace { .. } => Exit::Usage,
+            Self::Source(_) => Exit::NoSource,
+            #[cfg(feature = "local")]
+            Self::Local(_) => Exit::Usage,
+            Self::System { .. } | Self::Report { .. } => Exit::Internal,
+        }
+    }
 }
 
 /// The program's exit codes.
@@ -198,19 +194,37 @@ pub struct Summary {
     pub report: Report,
 }
 
-/// Streams until the media ends, the time is over or a signal comes, and sends what is left.
-///
-/// # Errors
-/// When the run could not start.
-pub async fn run(config: Config) -> Result<Summary, Error> {
-    if let Some(ReportTo::File(path)) = &config.report {
-        check_place(path)?;
-    }
-    let open = opener(&config, Clock);
-    run_from(config, open).await
+/// What opens the source, again and again. Called on the capture thread.
+pub type Open = Box<dyn FnMut() -> Result<Box<dyn Source>, source::Error> + Send>;
+
+/// Streams until the media ends, the time is over or a signal comes, and sends what is left. For a process of its own: it
+/// survives panics ([`crate::survive`]). `conclude` says how it ended, and may have to on another thread.
+pub fn run(config: Config, conclude: Conclude) -> Exit {
+    let (of, leftover) = (config.clone(), Leftover::default());
+    let openers = move || {
+        leftover.stop()?;
+        Ok(opener(&of, Clock, &leftover))
+    };
+    run_with(config, openers, conclude)
 }
 
-/// As [`run`], with a source of one's own in place of the config's device. `open` is called on the capture thread.
+/// As [`run`], with sources of one's own in place of the config's device: `openers` is asked again for a capture thread
+/// that takes over from one that was lost.
+pub fn run_with(
+    config: Config,
+    openers: impl Fn() -> Result<Open, source::Error> + Send + Sync + 'static,
+    conclude: Conclude,
+) -> Exit {
+    let run = || {
+        let course = Arc::new(Course::new(config)?);
+        let open = openers()?;
+        survive::arm(Arc::clone(&course), openers, conclude);
+        block_on(course.run(open))?
+    };
+    conclude(run())
+}
+
+/// Streams from a source of one's own, as a part of a larger program: panics are left to that.
 ///
 /// # Errors
 /// When the run could not start.
@@ -218,114 +232,34 @@ pub async fn run_from(
     config: Config,
     open: impl FnMut() -> Result<Box<dyn Source>, source::Error> + Send + 'static,
 ) -> Result<Summary, Error> {
-    let clock = Clock;
-    let started = clock.now();
-    let tls = tls::client_config(config.ca_file.as_deref())?;
-    let mut signals = Signals::new()?;
-    #[cfg_attr(
-        not(feature = "local"),
-        expect(unused_mut, reason = "only --local changes them")
-    )]
-    let mut aws_options = config.aws.clone();
-    #[cfg(feature = "local")]
-    let _endpoint = match &config.local {
-        Some(local) => Some(start_local(local, &mut aws_options).await?),
-        None => None,
-    };
-    let stream = aws_options.stream.clone();
-    let aws = Aws::load(aws_options, &tls, clock).await?;
+    let course = Arc::new(Course::new(config)?);
+    course.run(Box::new(open)).await
+}
 
-    let (writer, ring) = share(Ring::new(config.buffer_bytes));
-    let (trigger, shutdown) = shutdown::pair();
-    let (ended, capture) = oneshot::channel();
-    let policy = Policy {
-        when_full: config.when_full,
-        silence: config.silence,
-        reopen: is_camera(&config.device) && !config.exit_on_camera_loss,
-    };
-    std::thread::Builder::new()
-        .name("capture".into())
-        .stack_size(CAPTURE_STACK_BYTES)
-        .spawn(move || {
-            let result = capture::run(open, writer, policy, clock, &shutdown);
-            // Nobody listens only when the program ends at once.
-            let _ = ended.send(result);
-        })
+/// Runs `future` on this thread.
+///
+/// # Errors
+/// When the operating system has no room for a runtime.
+pub fn block_on<F: Future>(future: F) -> Result<F::Output, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        // Only names are resolved on it.
+        .max_blocking_threads(2)
+        .thread_stack_size(256 * 1024)
+        .build()
         .map_err(|source| Error::System {
-            what: "the capture thread",
+            what: "the runtime",
             source,
         })?;
-
-    info!(
-        stream,
-        place = aws.place(),
-        "streaming to Kinesis Video Streams"
-    );
-    let control = Control::new(
-        config.session.clone(),
-        aws,
-        tls,
-        ring.clone(),
-        clock,
-        config.codec,
-    );
-    let status = control.status();
-    let (orders, received) = mpsc::unbounded_channel();
-    let mut tasks = JoinSet::new();
-    tasks.spawn(control.run(received));
-
-    let run = Run {
-        clock,
-        started,
-        ring: ring.clone(),
-        status: status.clone(),
-        orders,
-        grace: config.grace,
-    };
-    let (outcome, failed) = run
-        .conduct(&mut signals, capture, trigger, config.duration, &mut tasks)
-        .await?;
-
-    log::end_status();
-    let counts = ring.with(|ring| {
-        ring.abandon();
-        ring.counts()
-    });
-    let failure = match (&failed, &outcome) {
-        (Some(error), _) => Some(crate::chain(error).to_string()),
-        (None, Outcome::GaveUp(failure)) => Some(failure.message.clone()),
-        (None, Outcome::OutOfTime(failure)) => {
-            failure.as_ref().map(|failure| failure.message.clone())
-        }
-        (None, Outcome::Done) => None,
-    };
-    let connections = status.borrow().connections;
-    let report = Report {
-        stream,
-        counts,
-        connections,
-        duration: clock.now() - started,
-        failure,
-    };
-    let exit = exit(&report, failed.as_ref(), &outcome);
-    publish(&report, config.report.as_ref())?;
-    #[cfg(feature = "local")]
-    if let Some(directory) = config
-        .local
-        .as_ref()
-        .and_then(|local| local.directory.as_ref())
-    {
-        info!(
-            "the recording is in {}",
-            directory.join(&report.stream).display()
-        );
-    }
-    Ok(Summary { exit, report })
+    let output = runtime.block_on(future);
+    // A name that is still being resolved is not waited for.
+    runtime.shutdown_background();
+    Ok(output)
 }
 
 /// Starts the service inside this process and leads `aws` to it.
 #[cfg(feature = "local")]
-async fn start_local(
+pub(crate) async fn start_local(
     local: &Local,
     aws: &mut aws::Options,
 ) -> Result<crate::local::Endpoint, Error> {
@@ -353,111 +287,6 @@ async fn start_local(
     Ok(endpoint)
 }
 
-/// What `run` holds while it goes on.
-struct Run {
-    clock: Clock,
-    started: Instant,
-    ring: Reader,
-    status: watch::Receiver<Status>,
-    orders: mpsc::UnboundedSender<Order>,
-    grace: Duration,
-}
-
-impl Run {
-    async fn conduct(
-        &self,
-        signals: &mut Signals,
-        mut capture: oneshot::Receiver<Result<capture::End, source::Error>>,
-        trigger: Trigger,
-        duration: Option<Duration>,
-        tasks: &mut JoinSet<Outcome>,
-    ) -> Result<(Outcome, Option<source::Error>), Error> {
-        let mut trigger = Some(trigger);
-        let mut signalled = false;
-        let mut capturing = true;
-        // Set when the source is told to end: a driver or a dead network file may keep the thread for ever.
-        let mut hung_at = None;
-        let mut failed = None;
-        let end = tokio::time::sleep(duration.unwrap_or(Duration::MAX));
-        tokio::pin!(end);
-        let watched = log::is_watched() && tracing::enabled!(Level::INFO);
-        let mut ticks = tokio::time::interval(STATUS_EVERY);
-        let mut before = self.look();
-        let mut logged = before;
-        let mut overflow = Overflow::default();
-        loop {
-            tokio::select! {
-                biased;
-                () = signals.next() => {
-                    if signalled {
-                        warn!("ending at once");
-                        let _ = self.orders.send(Order::Abort);
-                    } else {
-                        signalled = true;
-                        trigger = None;
-                        hung_at.get_or_insert(self.clock.now() + HUNG_AFTER);
-                        info!("stopping: sending what is left; once more ends at once");
-                    }
-                }
-                () = &mut end, if trigger.is_some() && duration.is_some() => {
-                    info!("the time is over: sending what is left");
-                    trigger = None;
-                    hung_at.get_or_insert(self.clock.now() + HUNG_AFTER);
-                }
-                result = &mut capture, if capturing => {
-                    capturing = false;
-                    match result {
-                        Ok(Ok(capture::End::Media)) => info!("the media is at its end: sending what is left"),
-                        Ok(Ok(capture::End::Shutdown)) => {}
-                        Ok(Err(error)) => failed = Some(error),
-                        Err(_) => return Err(Error::Capture),
-                    }
-                    let _ = self.orders.send(Order::Drain(self.clock.now() + self.grace));
-                }
-                Some(outcome) = tasks.join_next() => {
-                    // A panic of control is the one that ends the program: nobody is left to decide.
-                    let outcome = outcome.map_err(|error| Error::System {
-                        what: "control",
-                        source: std::io::Error::other(error),
-                    })?;
-                    return Ok((outcome, failed));
-                }
-                _ = ticks.tick() => {
-                    let now = self.look();
-                    if capturing && hung_at.is_some_and(|at| now.at >= at) {
-                        hung_at = None;
-                        warn!("the source does not answer: going on without it");
-                        self.ring.with(Ring::close);
-                        let _ = self.orders.send(Order::Drain(now.at + self.grace));
-                    }
-                    tell(overflow.look(&now));
-                    if watched {
-                        log::show_status(&Line::between(self.started, &before, &now).to_string());
-                    } else if now.at - logged.at >= LOG_EVERY {
-                        info!("{}", Line::between(self.started, &logged, &now));
-                        logged = now;
-                    }
-                    before = now;
-                }
-            }
-        }
-    }
-
-    fn look(&self) -> Look {
-        let (counts, fill) = self.ring.with(|ring| (ring.counts(), ring.fill()));
-        let status = self.status.borrow();
-        Look {
-            at: self.clock.now(),
-            media: self.clock.media(),
-            counts,
-            fill,
-            connections: status.connections,
-            streaming: status.streaming,
-            last_persisted: status.last_persisted.map(|(timecode, _)| timecode),
-        }
-    }
-}
-
 /// Runs something until SIGINT or SIGTERM asks it to shut down.
 ///
 /// # Errors
@@ -479,30 +308,14 @@ pub async fn until_signal<T, F: Future<Output = T>>(
     }
 }
 
-fn tell(turn: Option<Turn>) {
-    match turn {
-        Some(Turn::Began) => warn!(
-            "the buffer is full and the oldest fragments are given up: the network does not keep up with the camera"
-        ),
-        Some(Turn::Ended { frames, lasted }) => {
-            info!(
-                frames,
-                lasted_s = lasted.as_secs(),
-                "the buffer has room again; so many frames were given up"
-            );
-        }
-        None => {}
-    }
-}
-
 /// SIGINT and SIGTERM.
-struct Signals {
+pub(crate) struct Signals {
     interrupt: Signal,
     terminate: Signal,
 }
 
 impl Signals {
-    fn new() -> Result<Self, Error> {
+    pub(crate) fn new() -> Result<Self, Error> {
         let listen = |kind| {
             signal(kind).map_err(|source| Error::System {
                 what: "the signal handlers",
@@ -515,7 +328,7 @@ impl Signals {
         })
     }
 
-    async fn next(&mut self) {
+    pub(crate) async fn next(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
@@ -523,7 +336,7 @@ impl Signals {
     }
 }
 
-fn is_camera(device: &Device) -> bool {
+pub(crate) fn is_camera(device: &Device) -> bool {
     use std::os::unix::fs::FileTypeExt;
     match device {
         Device::AnyCamera | Device::NamedCamera(_) => true,
@@ -537,17 +350,21 @@ fn is_camera(device: &Device) -> bool {
 }
 
 /// What opens the source, again and again.
-fn opener(
-    config: &Config,
-    clock: Clock,
-) -> impl FnMut() -> Result<Box<dyn Source>, source::Error> + Send + 'static {
+fn opener(config: &Config, clock: Clock, leftover: &Leftover) -> Open {
     enum From {
         Camera(Box<Finder>),
         Bytes(Place),
         #[cfg(feature = "local")]
         Demo,
     }
-    let camera = |which| From::Camera(Box::new(Finder::new(which, config.camera.clone(), clock)));
+    let camera = |which| {
+        From::Camera(Box::new(Finder::new(
+            which,
+            config.camera.clone(),
+            clock,
+            leftover.clone(),
+        )))
+    };
     let mut from = match &config.device {
         Device::Stdin => From::Bytes(Place::Stdin),
         #[cfg(feature = "local")]
@@ -562,14 +379,14 @@ fn opener(
         fps: config.fps,
         max_unit_bytes: config.buffer_bytes,
     };
-    move || {
+    Box::new(move || {
         Ok(match &mut from {
             From::Camera(finder) => Box::new(finder.open()?),
             From::Bytes(place) => Box::new(AnnexB::open(place.clone(), pipe, clock)?),
             #[cfg(feature = "local")]
             From::Demo => Box::new(source::demo::Demo::new(clock)),
         })
-    }
+    })
 }
 
 fn is_pipe_or_file(path: &Path) -> bool {
@@ -582,7 +399,7 @@ fn is_pipe_or_file(path: &Path) -> bool {
 }
 
 /// What the exit code says.
-fn exit(report: &Report, failed: Option<&source::Error>, outcome: &Outcome) -> Exit {
+pub(crate) fn exit(report: &Report, no_source: bool, outcome: &Outcome) -> Exit {
     let counts = &report.counts;
     let lost = |reasons: &[DropReason]| {
         reasons
@@ -594,26 +411,26 @@ fn exit(report: &Report, failed: Option<&source::Error>, outcome: &Outcome) -> E
         Outcome::OutOfTime(failure) => failure.as_ref(),
         Outcome::Done => None,
     };
-    match (failed, failure.map(|failure| failure.kind)) {
-        (Some(_), _) => Exit::NoSource,
+    match (no_source, failure.map(|failure| failure.kind)) {
+        (true, _) => Exit::NoSource,
         (
-            None,
+            false,
             Some(
                 FailureKind::NoCredentials
                 | FailureKind::BadCredentials
                 | FailureKind::NotPermitted,
             ),
         ) => Exit::NotPermitted,
-        (None, Some(FailureKind::Untrusted)) => Exit::Untrusted,
-        (None, Some(FailureKind::StreamLimit | FailureKind::Key | FailureKind::Invalid)) => {
+        (false, Some(FailureKind::Untrusted)) => Exit::Untrusted,
+        (false, Some(FailureKind::StreamLimit | FailureKind::Key | FailureKind::Invalid)) => {
             Exit::Refused
         }
-        (None, Some(_)) => Exit::Unsent,
-        (None, None) if *outcome != Outcome::Done || lost(&[DropReason::NotSentInTime]) => {
+        (false, Some(_)) => Exit::Unsent,
+        (false, None) if *outcome != Outcome::Done || lost(&[DropReason::NotSentInTime]) => {
             Exit::Unsent
         }
-        (None, None) if counts.sent.frames == 0 => Exit::NoMedia,
-        (None, None)
+        (false, None) if counts.sent.frames == 0 => Exit::NoMedia,
+        (false, None)
             if lost(&[
                 DropReason::RingFull,
                 DropReason::Refused,
@@ -625,12 +442,12 @@ fn exit(report: &Report, failed: Option<&source::Error>, outcome: &Outcome) -> E
         {
             Exit::Dropped
         }
-        (None, None) => Exit::Persisted,
+        (false, None) => Exit::Persisted,
     }
 }
 
 /// Fails where no report can be written. What is there stays until the end.
-fn check_place(report: &Path) -> Result<(), Error> {
+pub(crate) fn check_place(report: &Path) -> Result<(), Error> {
     let opened = OpenOptions::new().create(true).append(true).open(report);
     opened.map(drop).map_err(|source| Error::ReportPlace {
         path: report.to_owned(),
@@ -638,7 +455,7 @@ fn check_place(report: &Path) -> Result<(), Error> {
     })
 }
 
-fn publish(report: &Report, to: Option<&ReportTo>) -> Result<(), Error> {
+pub(crate) fn publish(report: &Report, to: Option<&ReportTo>) -> Result<(), Error> {
     let write = |path: PathBuf, result: std::io::Result<()>| {
         result.map_err(|source| Error::Report { path, source })
     };

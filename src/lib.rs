@@ -16,6 +16,7 @@ pub mod backoff;
 pub mod cli;
 pub mod clock;
 pub mod codec;
+pub mod course;
 pub mod frame;
 pub mod kvs;
 pub mod log;
@@ -25,6 +26,7 @@ pub mod ring;
 pub mod shutdown;
 pub mod source;
 pub mod status;
+pub mod survive;
 
 #[cfg(feature = "local")]
 pub mod local;

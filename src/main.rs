@@ -32,7 +32,7 @@ fn main() -> ExitCode {
             return code(if asked { Exit::Persisted } else { Exit::Usage });
         }
     };
-    match start(args) {
+    match run(args) {
         Ok(exit) => code(exit),
         Err(Failed { exit, message }) => {
             eprintln!("kvsProducerApp: {message}");
@@ -47,33 +47,15 @@ struct Failed {
     message: String,
 }
 
-fn start(args: Args) -> Result<Exit, Failed> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        // Only names are resolved on it.
-        .max_blocking_threads(2)
-        .thread_stack_size(256 * 1024)
-        .build()
-        .map_err(|error| Failed {
-            exit: Exit::Internal,
-            message: format!("cannot start: {error}"),
-        })?;
-    let exit = run(args, &runtime)?;
-    // A name that is still being resolved is not waited for.
-    runtime.shutdown_background();
-    Ok(exit)
-}
-
-fn run(mut args: Args, runtime: &tokio::runtime::Runtime) -> Result<Exit, Failed> {
+fn run(mut args: Args) -> Result<Exit, Failed> {
     match args.command.take() {
-        None => stream(args, runtime),
+        None => stream(args),
         Some(Command::Devices { json }) => list_devices(json),
         #[cfg(feature = "local")]
         Some(Command::LocalEndpoint(options)) => {
             kvs_producer_app::log::start(log_level(args.verbose, args.quiet), Format::Text);
-            let run = runtime.block_on(app::until_signal(|shutdown| {
-                command::run(options, shutdown)
-            }));
+            let run = app::until_signal(|shutdown| command::run(options, shutdown));
+            let run = app::block_on(run).and_then(|run| run);
             let run = run.map_err(|error| Failed {
                 exit: Exit::Internal,
                 message: chain(&error).to_string(),
@@ -108,26 +90,25 @@ fn list_devices(json: bool) -> Result<Exit, Failed> {
     }
 }
 
-fn stream(args: Args, runtime: &tokio::runtime::Runtime) -> Result<Exit, Failed> {
+fn stream(args: Args) -> Result<Exit, Failed> {
     let config = args.into_config().map_err(|message| Failed {
         exit: Exit::Usage,
         message,
     })?;
     kvs_producer_app::log::start(config.log_level, config.log_format);
-    let summary = runtime.block_on(app::run(config)).map_err(|error| Failed {
-        exit: match &error {
-            Error::Tls(_) | Error::Aws(_) | Error::ReportPlace { .. } => Exit::Usage,
-            Error::Source(_) => Exit::NoSource,
-            #[cfg(feature = "local")]
-            Error::Local(_) => Exit::Usage,
-            _ => Exit::Internal,
-        },
-        message: chain(&error).to_string(),
-    })?;
-    if let Some(complaint) = complaint(&summary) {
+    Ok(app::run(config, conclude))
+}
+
+/// Says how a run ended.
+fn conclude(result: Result<Summary, Error>) -> Exit {
+    let (exit, complaint) = match result {
+        Ok(summary) => (summary.exit, complaint(&summary)),
+        Err(error) => (error.exit(), Some(chain(&error).to_string())),
+    };
+    if let Some(complaint) = complaint {
         eprintln!("kvsProducerApp: {complaint}");
     }
-    Ok(summary.exit)
+    exit
 }
 
 /// What went wrong, in one line.

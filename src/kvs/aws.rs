@@ -23,7 +23,6 @@ use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
 use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_types::body::SdkBody;
 use aws_smithy_types::retry::RetryConfig;
-use aws_smithy_types::timeout::TimeoutConfig;
 use rustls::ClientConfig;
 
 use super::failure::{self, Failure, FailureKind};
@@ -34,9 +33,6 @@ use super::transport::untrusted;
 use crate::chain;
 use crate::clock::Clock;
 use crate::frame::{Codec, Timecode};
-
-/// For one call, from the name's look-up to the last byte of the answer.
-const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// For TCP and TLS of one call.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -148,12 +144,7 @@ impl Aws {
             .time_source(shared.clone())
             .disable_clock_skew_correction(true)
             // The session tries again, and knows when not to.
-            .retry_config(RetryConfig::disabled())
-            .timeout_config(
-                TimeoutConfig::builder()
-                    .operation_timeout(CALL_TIMEOUT)
-                    .build(),
-            );
+            .retry_config(RetryConfig::disabled());
         if let Some(region) = &options.region {
             loader = loader.region(Region::new(region.clone()));
         }
@@ -201,11 +192,17 @@ impl Aws {
         &self.place
     }
 
-    /// Makes a call. `codec` is what a stream that has to be created will carry.
+    /// Makes a call, which may take until `limit`, from the name's look-up to the last byte of the answer. `codec` is what a
+    /// stream that has to be created will carry.
     ///
     /// # Errors
     /// What went wrong, sorted, in one line.
-    pub async fn call(&self, call: Call, codec: Option<Codec>) -> Result<Reply, Failure> {
+    pub async fn call(
+        &self,
+        call: Call,
+        codec: Option<Codec>,
+        limit: Duration,
+    ) -> Result<Reply, Failure> {
         let work = async {
             match call {
                 Call::Credentials => self.credentials().await,
@@ -215,16 +212,14 @@ impl Aws {
                 Call::Endpoint => self.endpoint().await,
             }
         };
-        tokio::time::timeout(CALL_TIMEOUT, work)
-            .await
-            .unwrap_or_else(|_| {
-                let message = format!(
-                    "{call:?}: no answer from {} for {} s",
-                    self.place,
-                    CALL_TIMEOUT.as_secs()
-                );
-                Err(Failure::new(FailureKind::Network, message))
-            })
+        tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
+            let message = format!(
+                "{call:?}: no answer from {} for {} s",
+                self.place,
+                limit.as_secs_f32()
+            );
+            Err(Failure::new(FailureKind::Network, message))
+        })
     }
 
     /// The signed headers of a PutMedia request to `origin` that begins now.

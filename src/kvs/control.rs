@@ -2,17 +2,17 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustls::ClientConfig;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::{self, AbortHandle, JoinError, JoinSet};
+use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tracing::{debug, error, info, warn};
 
 use super::aws::Aws;
 use super::failure::{Failure, FailureKind, Pace};
 use super::session::{Action, Call, Event, Note, Now, Outcome, Session, Settings};
-use super::transport::{self, Route, Start};
+use super::transport::{self, Route, Sockets, Start};
 use super::upload::{Handle, UploadBody};
 use crate::clock::Clock;
 use crate::frame::{Codec, Timecode};
@@ -46,15 +46,29 @@ struct Live {
     body: Handle,
 }
 
-/// What a task is for.
-#[derive(Debug, Clone, Copy)]
-enum Served {
-    Call(Call),
-    Connection(ConnectionId),
+/// What control works with.
+pub struct Means {
+    /// The session's durations and permissions.
+    pub settings: Settings,
+    /// The control plane, credentials, the service's time.
+    pub aws: Aws,
+    /// Whom to trust.
+    pub tls: Arc<ClientConfig>,
+    /// What is to be sent.
+    pub ring: Reader,
+    /// The time.
+    pub clock: Clock,
+    /// What a missing stream is created for, where the media does not say.
+    pub codec: Option<Codec>,
+    /// What is told meanwhile. It outlives control: one that takes over counts on from it.
+    pub status: watch::Sender<Status>,
+    /// Where connections leave their sockets' handles.
+    pub sockets: Sockets,
 }
 
 /// See the module.
 pub struct Control {
+    settings: Settings,
     session: Session,
     aws: Aws,
     tls: Arc<ClientConfig>,
@@ -66,45 +80,31 @@ pub struct Control {
     /// them, so the queue stays as short as it is unbounded.
     sender: mpsc::UnboundedSender<Event>,
     tasks: JoinSet<()>,
-    serving: HashMap<task::Id, Served>,
     live: HashMap<ConnectionId, Live>,
     status: watch::Sender<Status>,
-    /// How long a connection may stand still.
-    patience: Duration,
+    sockets: Sockets,
 }
 
 impl Control {
-    /// A control task that has not started. `codec` is what a missing stream is created for, where the media does not say.
-    pub fn new(
-        settings: Settings,
-        aws: Aws,
-        tls: Arc<ClientConfig>,
-        ring: Reader,
-        clock: Clock,
-        codec: Option<Codec>,
-    ) -> Self {
+    /// A control task that has not started.
+    pub fn new(means: Means) -> Self {
         let (sender, events) = mpsc::unbounded_channel();
-        let patience = settings.progress_timeout;
+        let first = ConnectionId(means.status.borrow().connections);
         Self {
-            session: Session::new(settings),
-            aws,
-            tls,
-            ring,
-            clock,
-            codec,
+            session: Session::new(means.settings.clone()).numbered_from(first),
+            settings: means.settings,
+            aws: means.aws,
+            tls: means.tls,
+            ring: means.ring,
+            clock: means.clock,
+            codec: means.codec,
             events,
             sender,
             tasks: JoinSet::new(),
-            serving: HashMap::new(),
             live: HashMap::new(),
-            status: watch::channel(Status::default()).0,
-            patience,
+            status: means.status,
+            sockets: means.sockets,
         }
-    }
-
-    /// Follows what happens.
-    pub fn status(&self) -> watch::Receiver<Status> {
-        self.status.subscribe()
     }
 
     /// Runs until the session has ended. `orders` may be closed: then nobody gives any.
@@ -130,7 +130,14 @@ impl Control {
                 Some(event) = self.events.recv() => event,
                 () = timer => Event::Tick,
                 () = self.ring.unsent(), if self.session.awaits_media() => Event::Tick,
-                Some(done) = self.tasks.join_next_with_id() => self.ended(done),
+                Some(done) = self.tasks.join_next() => {
+                    // It has told what came of it, unless it has panicked. Where that has not ended the thread already, it
+                    // ends the run: better than to wait for its word for ever.
+                    if let Err(Ok(panic)) = done.map_err(JoinError::try_into_panic) {
+                        std::panic::resume_unwind(panic);
+                    }
+                    Event::Tick
+                }
             };
             self.settle(event);
         }
@@ -170,25 +177,6 @@ impl Control {
             status.streaming = streaming;
             changed
         });
-    }
-
-    /// A task is over. It has told what came of it, unless it has panicked: then this tells.
-    fn ended(&mut self, done: Result<(task::Id, ()), JoinError>) -> Event {
-        let id = done.as_ref().map_or_else(JoinError::id, |(id, ())| *id);
-        let served = self.serving.remove(&id);
-        let Err(failed) = done else {
-            return Event::Tick;
-        };
-        if !failed.is_panic() {
-            return Event::Tick;
-        }
-        let message = "a fault of this program, please report it: a task has panicked";
-        let failure = Failure::new(FailureKind::Fault, message);
-        match served {
-            Some(Served::Call(call)) => Event::Replied(call, Err(failure)),
-            Some(Served::Connection(id)) => Event::Lost(id, failure),
-            None => Event::Tick,
-        }
     }
 
     fn now(&self) -> Now {
@@ -239,11 +227,11 @@ impl Control {
             _ => None,
         });
         let codec = codec.or(self.codec);
-        let task = self.tasks.spawn(async move {
-            let reply = aws.call(call, codec).await;
+        let limit = self.settings.limit(call);
+        self.tasks.spawn(async move {
+            let reply = aws.call(call, codec, limit).await;
             let _ = sender.send(Event::Replied(call, reply));
         });
-        self.serving.insert(task.id(), Served::Call(call));
     }
 
     fn open(&mut self, id: ConnectionId, origin: String) {
@@ -255,12 +243,12 @@ impl Control {
             origin: origin.clone(),
             tls,
             clock: self.aws.clock().clone(),
-            patience: self.patience,
+            patience: self.settings.progress_timeout,
+            sockets: self.sockets.clone(),
         };
         let abort = self
             .tasks
             .spawn(transport::run(route, started, self.sender.clone()));
-        self.serving.insert(abort.id(), Served::Connection(id));
         let body = Handle::default();
         self.live.insert(
             id,

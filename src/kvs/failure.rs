@@ -39,8 +39,6 @@ pub enum FailureKind {
     FragmentRefused,
     /// The stream's KMS key cannot be used.
     Key,
-    /// A task of this program has panicked.
-    Fault,
     /// The service finds the request itself wrong: settings, or a fault of this program.
     Invalid,
 }
@@ -67,7 +65,6 @@ impl FailureKind {
             | Self::WrongEndpoint
             | Self::Service
             | Self::Clock
-            | Self::Fault
             | Self::FragmentRefused => Pace::Soon,
             Self::Untrusted
             | Self::NoCredentials

@@ -40,6 +40,10 @@ pub struct Settings {
     /// How long any other failure is tried again before nothing was ever streamed: for a file, which would wait for ever.
     /// `None`: a camera goes on trying.
     pub patience: Option<Duration>,
+    /// For a call's answer.
+    pub call_timeout: Duration,
+    /// For credentials: they may take a program to be run.
+    pub credentials_timeout: Duration,
     /// For TCP and TLS to be up.
     pub connect_timeout: Duration,
     /// For the head of the answer after the request's.
@@ -72,6 +76,8 @@ impl Default for Settings {
             tag: false,
             give_up: false,
             patience: None,
+            call_timeout: Duration::from_secs(4),
+            credentials_timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(5),
             head_timeout: Duration::from_secs(5),
             progress_timeout: Duration::from_secs(5),
@@ -86,6 +92,16 @@ impl Default for Settings {
             credential_margin: Duration::from_mins(3),
             first_wait: Duration::from_millis(250),
             longest_wait: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Settings {
+    /// How long `call` may take.
+    pub fn limit(&self, call: Call) -> Duration {
+        match call {
+            Call::Credentials => self.credentials_timeout,
+            _ => self.call_timeout,
         }
     }
 }
@@ -377,6 +393,7 @@ impl Session {
     }
 
     /// For a session that takes over from one that is gone: its first connection bears this number.
+    #[must_use]
     pub fn numbered_from(mut self, connection: ConnectionId) -> Self {
         self.next_connection = connection.0;
         self

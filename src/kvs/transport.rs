@@ -1,8 +1,10 @@
 //! One PutMedia connection on the wire: TCP, TLS, the request, its answer.
 
 use std::io::{self, IoSlice};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -65,6 +67,49 @@ pub struct Route {
     pub patience: Duration,
     /// Learns from the answer's `Date`.
     pub clock: ServiceClock,
+    /// Where a handle of the socket is left.
+    pub sockets: Sockets,
+}
+
+/// Handles of the sockets of all connections: they end also when the thread that owns them cannot end them any more.
+#[derive(Debug, Clone, Default)]
+pub struct Sockets(Arc<Mutex<Vec<(ConnectionId, OwnedFd)>>>);
+
+impl Sockets {
+    /// Ends all connections at once.
+    pub fn shut_down(&self) {
+        for (_, socket) in self.open().drain(..) {
+            // The peer may have ended it.
+            let _ = SockRef::from(&socket).shutdown(Shutdown::Both);
+        }
+    }
+
+    fn enter(&self, id: ConnectionId, stream: &TcpStream) -> io::Result<Entry> {
+        let handle = stream.as_fd().try_clone_to_owned()?;
+        self.open().push((id, handle));
+        Ok(Entry {
+            sockets: self.clone(),
+            id,
+        })
+    }
+
+    fn open(&self) -> MutexGuard<'_, Vec<(ConnectionId, OwnedFd)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A socket's place in [`Sockets`], for as long as it is open.
+#[derive(Debug)]
+struct Entry {
+    sockets: Sockets,
+    id: ConnectionId,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let id = self.id;
+        self.sockets.open().retain(|(other, _)| *other != id);
+    }
 }
 
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -244,8 +289,14 @@ async fn connect(
         _ => return Err(bad()),
     };
     let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
+    let stream = tcp(host, port, route.patience).await?;
+    let entry = route.sockets.enter(route.id, &stream).map_err(|error| {
+        let message = format!("cannot keep a handle of the socket to {host}:{port}: {error}");
+        Failure::new(FailureKind::Network, message)
+    })?;
     let tcp = Watched {
-        stream: tcp(host, port, route.patience).await?,
+        stream,
+        _entry: entry,
         connection: route.id,
         events: events.clone(),
         held: false,
@@ -299,6 +350,7 @@ fn tune(stream: &TcpStream, patience: Duration) -> io::Result<()> {
 /// A socket that tells when the kernel holds a write back, and when it takes bytes again.
 struct Watched {
     stream: TcpStream,
+    _entry: Entry,
     connection: ConnectionId,
     events: mpsc::UnboundedSender<Event>,
     held: bool,

@@ -3,7 +3,7 @@
 //! The mutex is the program's only lock. It is held for a push, a frame handed over or a look, never across an `.await`.
 
 use std::future::poll_fn;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, TryLockError};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
@@ -49,15 +49,8 @@ pub struct Reader(Arc<Shared>);
 
 /// Splits a ring between its writer and its readers.
 pub fn share(ring: Ring) -> (Writer, Reader) {
-    let shared = Arc::new(Shared {
-        inner: Mutex::new(Inner {
-            ring,
-            body: None,
-            control: None,
-        }),
-        room: Condvar::new(),
-    });
-    (Writer(Arc::clone(&shared)), Reader(shared))
+    let reader = Reader::new(ring);
+    (reader.writer(), reader)
 }
 
 impl Writer {
@@ -124,6 +117,28 @@ impl Drop for Writer {
 }
 
 impl Reader {
+    /// The readers' end of a ring that nobody writes to yet.
+    pub fn new(ring: Ring) -> Self {
+        Self(Arc::new(Shared {
+            inner: Mutex::new(Inner {
+                ring,
+                body: None,
+                control: None,
+            }),
+            room: Condvar::new(),
+        }))
+    }
+
+    /// The writer's end. There is to be one, or one more that takes over from one whose thread was lost.
+    pub fn writer(&self) -> Writer {
+        Writer(Arc::clone(&self.0))
+    }
+
+    /// Whether nobody holds the lock just now. Never waits.
+    pub fn is_free(&self) -> bool {
+        !matches!(self.0.inner.try_lock(), Err(TryLockError::WouldBlock))
+    }
+
     /// Runs `act` under the lock. It must be short: the camera waits meanwhile.
     pub fn with<T>(&self, act: impl FnOnce(&mut Ring) -> T) -> T {
         let result = act(&mut self.0.lock().ring);

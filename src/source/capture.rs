@@ -1,6 +1,5 @@
 //! The capture loop: frames from a source into the ring. Runs on a thread of its own, because cameras block.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use tracing::{debug, info, warn};
@@ -107,14 +106,6 @@ enum Taken {
     Dropped,
 }
 
-/// A panic while reading; the log has its words.
-fn fault(source: &dyn Source) -> Error {
-    Error::Unusable {
-        place: source.describe(),
-        reason: "reading it hit a fault of this program; please report it".into(),
-    }
-}
-
 /// How one opening of the source ended.
 enum Ended {
     For(End),
@@ -159,13 +150,8 @@ impl<O: FnMut() -> Result<Box<dyn Source>, Error>> Capture<O> {
             } else {
                 Pace::Stored
             });
-            // A fault in reading one camera's data must not take the ring, and what is in it, along.
             let mut delivered = false;
-            let read =
-                AssertUnwindSafe(|| self.read_all(source.as_mut(), &mut delivered, shutdown));
-            let error = match catch_unwind(read)
-                .unwrap_or_else(|_| Ended::Source(fault(source.as_ref())))
-            {
+            let error = match self.read_all(source.as_mut(), &mut delivered, shutdown) {
                 Ended::For(end) => return Ok(end),
                 Ended::Source(error) if !self.policy.reopen => return Err(error),
                 Ended::Source(error) => error,

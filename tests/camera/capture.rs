@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use kvs_producer_app::clock::Clock;
 use kvs_producer_app::frame::Codec;
-use kvs_producer_app::source::v4l2::{Losses, Options, V4l2};
+use kvs_producer_app::source::v4l2::{Leftover, Losses, Options, V4l2};
 use kvs_producer_app::source::{Read, Source};
 use v4l::Device;
 
@@ -158,6 +158,22 @@ fn a_camera_in_use_is_refused() {
     assert!(said.contains("busy: "), "{said}");
     drop(first);
     V4l2::open(&path, &Options::default(), Clock).unwrap();
+}
+
+#[test]
+fn a_camera_that_a_lost_thread_keeps_can_be_had_back() {
+    let Some(path) = given("KVS_TEST_CAMERA") else {
+        return;
+    };
+    let _device = camera(&path, &Clip::small(Codec::H264));
+    let leftover = Leftover::default();
+    let open = || V4l2::open_entered(&path, &Options::default(), Clock, &leftover).unwrap();
+    // So does a thread that panics and is left where it stands.
+    std::mem::forget(open());
+    let said = refusal(&path);
+    assert!(said.contains("busy: "), "{said}");
+    leftover.stop().unwrap();
+    drop(open());
 }
 
 #[test]

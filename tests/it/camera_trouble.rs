@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use kvs_producer_app::app::{Device, Exit, run_from};
+use kvs_producer_app::app::Exit;
 use kvs_producer_app::local::Options;
 use kvs_producer_app::local::view::Closed;
-use kvs_producer_app::source::{self, Read, Source};
 
-use crate::rig::{FastCamera, SPACING, STREAM, clip, config, endpoint, hand_camera, stream};
+use crate::rig::{SPACING, STREAM, clip, config, endpoint, hand_camera, stream};
 
 #[tokio::test]
 async fn silence_closes_the_fragment_and_lets_the_connection_go() {
@@ -50,41 +49,4 @@ async fn silence_closes_the_fragment_and_lets_the_connection_go() {
         summary.report
     );
     assert_eq!(summary.exit, Exit::Dropped, "{}", summary.report);
-}
-
-/// Panics at its 60th frame; whoever opens it again gets a good one.
-struct Faulty {
-    camera: FastCamera,
-    read: usize,
-}
-
-impl Source for Faulty {
-    fn describe(&self) -> String {
-        "a camera that hits a fault".into()
-    }
-
-    fn read(&mut self) -> Result<Read<'_>, source::Error> {
-        self.read += 1;
-        assert!(self.read <= 60, "the fault that the test wants");
-        self.camera.read()
-    }
-}
-
-#[tokio::test]
-async fn a_panic_while_reading_opens_the_camera_again() {
-    let endpoint = endpoint(Options::default()).await;
-    let mut config = config(&endpoint.url());
-    config.device = Device::Path("/dev/null".into()); // a character device, as cameras are
-    let mut opened = 0;
-    let open = move || {
-        opened += 1;
-        let camera = FastCamera::new(100, Duration::from_millis(1));
-        Ok(match opened {
-            1 => Box::new(Faulty { camera, read: 0 }) as Box<dyn Source>,
-            _ => Box::new(camera),
-        })
-    };
-    let summary = run_from(config, open).await.expect("a run");
-    assert_eq!(summary.exit, Exit::Persisted, "{}", summary.report);
-    assert_eq!(summary.report.counts.persisted.frames, 160);
 }

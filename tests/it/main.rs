@@ -12,6 +12,7 @@ mod happy_path;
 mod jitter;
 mod media;
 mod netns;
+mod panics;
 mod proxy;
 mod reconnect;
 mod rig;

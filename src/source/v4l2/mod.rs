@@ -27,11 +27,14 @@ mod settings;
 mod survey;
 mod words;
 
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tracing::{info, warn};
 
+use self::abi::Planes;
 use self::camera::Camera;
 use self::choice::Identity;
 use self::node::Node;
@@ -91,12 +94,50 @@ pub enum Which {
     Named(String),
 }
 
+/// The camera that streams, for whoever has to stop it when the thread that has it is lost and will not give it back.
+#[derive(Clone, Default)]
+pub struct Leftover(Arc<Mutex<Option<Node>>>);
+
+impl Leftover {
+    /// Stops the stream and gives the driver its buffers back, so that the camera can be opened anew. Does nothing where no
+    /// camera streams.
+    ///
+    /// # Errors
+    /// When the driver keeps them: before Linux 4.20 that is so while they are mapped.
+    pub fn stop(&self) -> Result<(), Error> {
+        let Some(node) = self.slot().take() else {
+            return Ok(());
+        };
+        let stop = || {
+            let planes = Planes::of(abi::capabilities(&node)?.flags);
+            abi::stream_off(&node, planes)?;
+            abi::request_buffers(&node, planes, 0)
+        };
+        stop().map(drop).map_err(|source| Error::Io {
+            action: "only the end of this program gives back",
+            place: "the camera that a fault of it has left streaming".into(),
+            source,
+        })
+    }
+
+    fn slot(&self) -> MutexGuard<'_, Option<Node>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Leftover {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Leftover({})", self.slot().is_some())
+    }
+}
+
 /// Opens a camera, and the same one again when it was lost.
 #[derive(Debug)]
 pub struct Finder {
     which: Which,
     options: Options,
     clock: Clock,
+    leftover: Leftover,
     /// The camera that was opened first.
     found: Option<Found>,
     /// What was said already.
@@ -111,12 +152,13 @@ struct Found {
 }
 
 impl Finder {
-    /// Looks for nothing yet.
-    pub fn new(which: Which, options: Options, clock: Clock) -> Self {
+    /// Looks for nothing yet. The camera that streams is entered into `leftover`.
+    pub fn new(which: Which, options: Options, clock: Clock, leftover: Leftover) -> Self {
         Self {
             which,
             options,
             clock,
+            leftover,
             found: None,
             remarks: Vec::new(),
         }
@@ -128,7 +170,7 @@ impl Finder {
     /// Those of [`V4l2::open`], and when no camera, or not the same, is there.
     pub fn open(&mut self) -> Result<V4l2, Error> {
         let path = self.path()?;
-        let camera = V4l2::open(&path, &self.options, self.clock)?;
+        let camera = V4l2::open_entered(&path, &self.options, self.clock, &self.leftover)?;
         if self.found.is_none() {
             // A link is looked up again each time; what it leads to is for udev, or for its owner, to say.
             let is_link = path.is_symlink();
@@ -183,6 +225,7 @@ impl Finder {
 /// A camera that streams. Dropping it stops the stream and closes the node, and never panics.
 pub struct V4l2 {
     camera: Camera<Node>,
+    leftover: Leftover,
 }
 
 impl V4l2 {
@@ -192,16 +235,43 @@ impl V4l2 {
     /// [`Error::Unusable`] in plain words when the node is absent, forbidden, busy, or not a camera that encodes;
     /// [`Error::Io`] for anything else that the driver refuses.
     pub fn open(path: &Path, options: &Options, clock: Clock) -> Result<Self, Error> {
+        Self::open_entered(path, options, clock, &Leftover::default())
+    }
+
+    /// As [`Self::open`], and enters the camera into `leftover` for as long as it streams.
+    ///
+    /// # Errors
+    /// Those of [`Self::open`].
+    pub fn open_entered(
+        path: &Path,
+        options: &Options,
+        clock: Clock,
+        leftover: &Leftover,
+    ) -> Result<Self, Error> {
         let place = path.display().to_string();
         words::check_path(&place)?;
         let node = Node::open(path).map_err(|error| words::cannot_open(&place, error))?;
-        let camera = Camera::start(node, &place, options, clock)?;
-        Ok(Self { camera })
+        *leftover.slot() = Some(node.clone());
+        let camera = Camera::start(node, &place, options, clock);
+        if camera.is_err() {
+            *leftover.slot() = None;
+        }
+        Ok(Self {
+            camera: camera?,
+            leftover: leftover.clone(),
+        })
     }
 
     /// What was lost so far.
     pub fn losses(&self) -> Losses {
         self.camera.losses()
+    }
+}
+
+impl Drop for V4l2 {
+    fn drop(&mut self) {
+        // The camera, which is dropped next, then closes the node.
+        *self.leftover.slot() = None;
     }
 }
 

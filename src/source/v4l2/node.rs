@@ -12,6 +12,7 @@ use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::ptr::{self, NonNull};
 use std::slice;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -22,16 +23,17 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use super::abi::{Call, Kernel, Readiness};
 use super::layout::Layout;
 
-/// An open device node, non-blocking.
+/// An open device node, non-blocking. Clones are the same opening of it; the last one closes it.
+#[derive(Clone)]
 pub(super) struct Node {
-    device: v4l::Device,
+    device: Arc<v4l::Device>,
 }
 
 impl Node {
     /// Opens the node for reading and writing, which is what drivers want for streaming.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let node = Self {
-            device: v4l::Device::with_path(path)?,
+            device: Arc::new(v4l::Device::with_path(path)?),
         };
         fcntl_setfd(node.fd(), FdFlags::CLOEXEC)?;
         Ok(node)
