@@ -42,6 +42,8 @@ fn scaled(real: Duration) -> Duration {
 fn settings() -> Settings {
     let real = Settings::default();
     Settings {
+        call_timeout: scaled(real.call_timeout),
+        credentials_timeout: scaled(real.credentials_timeout),
         connect_timeout: scaled(real.connect_timeout),
         head_timeout: scaled(real.head_timeout),
         progress_timeout: scaled(real.progress_timeout),

@@ -2,14 +2,17 @@
 //! slow and lossy link needs the kernel's netem as well. Where something is missing the test says so and passes; with
 //! `KVS_TEST_TOOLS=required` a missing `ip` or root makes it fail.
 
+use std::fs;
 use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use kvs_producer_app::clock::Clock;
+use kvs_producer_app::kvs::session::Settings;
 use kvs_producer_app::local::Credential;
 use serde_json::Value;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::child::Producer;
 
@@ -17,11 +20,33 @@ use crate::child::Producer;
 const CAMERA: &str = "192.0.2.1";
 const SERVICE: &str = "192.0.2.2";
 
+/// What the name server knows.
+const NAME: &str = "kvs.example";
+
+/// Answers every question for an IPv4 address with its first argument, and any other with nothing.
+const NAME_SERVER: &str = r"
+import ipaddress, socket, sys
+server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+server.bind((sys.argv[1], 53))
+print('ready', flush=True)
+while True:
+    query, client = server.recvfrom(512)
+    end = query.index(0, 12) + 5
+    found = query[end - 4:end - 2] == b'\0\1'
+    answer = query[:2] + b'\x81\x80\0\1' + bytes([0, found]) + b'\0\0\0\0' + query[12:end]
+    if found:
+        answer += b'\xc0\x0c\0\1\0\1\0\0\0\0\0\4' + ipaddress.ip_address(sys.argv[1]).packed
+    try:
+        server.sendto(answer, client)
+    except OSError:
+        pass  # there is no route back
+";
+
 /// Two namespaces with a cable between them, and an endpoint in one.
 struct Cable {
     camera: String,
     service: String,
-    endpoint: Option<Child>,
+    servers: Vec<Child>,
 }
 
 fn run(line: &str) -> Result<(), String> {
@@ -45,7 +70,7 @@ impl Cable {
         let cable = Self {
             camera: format!("kvs{name}c{id}"),
             service: format!("kvs{name}s{id}"),
-            endpoint: None,
+            servers: Vec::new(),
         };
         let Self {
             camera, service, ..
@@ -75,28 +100,54 @@ impl Cable {
     /// Starts the endpoint in its namespace, and gives its address.
     fn serve(&mut self) -> String {
         let listen = format!("{SERVICE}:4566");
-        let mut endpoint = Command::new("ip")
+        let program = env!("CARGO_BIN_EXE_kvsProducerApp");
+        let line = self.start(&[
+            program,
+            "local-endpoint",
+            "--listen",
+            &listen,
+            "--allow-remote",
+        ]);
+        line.split_once('=').expect("a variable").1.to_owned()
+    }
+
+    /// Starts a server in the service's namespace, and gives its first line.
+    fn start(&mut self, line: &[&str]) -> String {
+        let mut server = Command::new("ip")
             .args(["netns", "exec", &self.service])
-            .arg(env!("CARGO_BIN_EXE_kvsProducerApp"))
-            .args(["local-endpoint", "--listen", &listen, "--allow-remote"])
+            .args(line)
             .env("KVS_QUIET", "2")
             .stdout(Stdio::piped())
             .spawn()
             .expect("ip has run before");
-        let output = endpoint.stdout.take().expect("it is a pipe");
-        self.endpoint = Some(endpoint);
-        let line = BufReader::new(output)
-            .lines()
-            .next()
-            .expect("a line")
-            .expect("text");
-        line.split_once('=').expect("a variable").1.to_owned()
+        let output = server.stdout.take().expect("it is a pipe");
+        self.servers.push(server);
+        let mut lines = BufReader::new(output).lines();
+        lines.next().expect("a line").expect("text")
+    }
+
+    /// Has names looked up in the service's namespace. `ip netns exec` puts the file in the place of the machine's own.
+    fn serve_names(&mut self) {
+        let directory = self.resolver();
+        fs::create_dir_all(&directory).expect("root may");
+        let text = format!("nameserver {SERVICE}\n");
+        fs::write(directory.join("resolv.conf"), text).expect("root may");
+        let python = std::env::var("KVS_TEST_PYTHON").unwrap_or_else(|_| "python3".into());
+        assert_eq!(self.start(&[&python, "-c", NAME_SERVER, SERVICE]), "ready");
+    }
+
+    fn resolver(&self) -> PathBuf {
+        Path::new("/etc/netns").join(&self.camera)
     }
 
     fn stream(&mut self, arguments: &[&str]) -> Producer {
         let url = self.serve();
+        self.stream_to(&url, arguments)
+    }
+
+    fn stream_to(&self, url: &str, arguments: &[&str]) -> Producer {
         let front = ["ip", "netns", "exec", &self.camera];
-        Producer::start_in(&front, &url, &Credential::default(), arguments)
+        Producer::start_in(&front, url, &Credential::default(), arguments)
     }
 
     fn in_service(&self, line: &str) -> Result<(), String> {
@@ -106,11 +157,13 @@ impl Cable {
 
 impl Drop for Cable {
     fn drop(&mut self) {
-        if let Some(endpoint) = &mut self.endpoint {
+        for server in &mut self.servers {
             // It may have ended.
-            let _ = endpoint.kill();
-            let _ = endpoint.wait();
+            let _ = server.kill();
+            let _ = server.wait();
         }
+        // There may be none.
+        let _ = fs::remove_dir_all(self.resolver());
         for namespace in [&self.camera, &self.service] {
             // It may never have been there.
             let _ = run(&format!("ip netns delete {namespace}"));
@@ -153,6 +206,42 @@ async fn packets_that_vanish_without_a_word_are_noticed_within_5_s() {
         .in_service(&format!("ip route delete blackhole {CAMERA}/32"))
         .expect("it was there");
     sleep(Duration::from_secs(1)).await;
+    producer.terminate();
+    let ended = producer.end().await;
+    assert!(ended.status.success(), "{}", ended.stderr);
+    assert_eq!(
+        frames(&ended.report, "captured"),
+        frames(&ended.report, "persisted")
+    );
+}
+
+#[tokio::test]
+async fn an_outage_in_which_names_are_looked_up_in_vain_ends_with_it() {
+    let Some(mut cable) = Cable::lay("n") else {
+        return;
+    };
+    cable.serve_names();
+    let url = cable.serve().replace(SERVICE, NAME);
+    let producer = cable.stream_to(&url, &["-vv"]);
+    logged(&producer, "fragment persisted").await;
+    cable
+        .in_service(&format!("ip route add blackhole {CAMERA}/32"))
+        .expect("a route");
+    // The connection is left after 5 s; then every look-up hangs, for longer than a connection may take.
+    sleep(Duration::from_secs(16)).await;
+    let said = producer.stderr();
+    assert!(said.contains(NAME), "{said}");
+    cable
+        .in_service(&format!("ip route delete blackhole {CAMERA}/32"))
+        .expect("it was there");
+    let before = said.matches("fragment persisted").count();
+    let recovered = async {
+        while producer.stderr().matches("fragment persisted").count() == before {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let longest = Settings::default().longest_wait + Duration::from_secs(5);
+    timeout(longest, recovered).await.expect("it goes on");
     producer.terminate();
     let ended = producer.end().await;
     assert!(ended.status.success(), "{}", ended.stderr);
