@@ -25,6 +25,10 @@ use pool::Pool;
 /// The least memory the ring works with: two fragments of a small camera.
 pub const MIN_BUDGET_BYTES: usize = 512 * 1024;
 
+/// What the allocator may add to a block. musl's has sizes of a power of two less 16 bytes and then a quarter more: a block
+/// that misses the first is resident with a page that it never uses.
+const ALLOCATOR_BYTES: usize = 64;
+
 /// The service stores fragments of 1 to 20 s (service limits; ERROR ACK 4002 above that): shorter groups of pictures
 /// share a fragment.
 pub const MIN_FRAGMENT: Duration = Duration::from_secs(1);
@@ -370,7 +374,7 @@ impl Ring {
         let block_bytes = (budget_bytes / 128)
             .next_power_of_two()
             .clamp(4 * 1024, 64 * 1024);
-        Self::with_blocks(budget_bytes, block_bytes)
+        Self::with_blocks(budget_bytes, block_bytes - ALLOCATOR_BYTES)
     }
 
     fn with_blocks(budget_bytes: usize, block_bytes: usize) -> Self {
