@@ -22,6 +22,9 @@ struct Inner {
     body: Option<Waker>,
     /// Control, while it waits for the first frame.
     control: Option<Waker>,
+    /// The writer waits for room. Else nobody is to be told of it: a condition variable makes a system call whether
+    /// somebody waits or not, and these would be three for a frame.
+    writer_waits: bool,
 }
 
 #[derive(Debug)]
@@ -36,6 +39,15 @@ impl Shared {
         self.inner
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Ends a reader's turn: it may have made room.
+    fn unlock(&self, inner: MutexGuard<'_, Inner>) {
+        let waited_for = inner.writer_waits;
+        drop(inner);
+        if waited_for {
+            self.room.notify_one();
+        }
     }
 }
 
@@ -69,8 +81,11 @@ impl Writer {
                 Push::Full => {
                     // A full ring is also a reason to send.
                     Self::wake(inner);
-                    let waited = self.0.room.wait_timeout(self.0.lock(), ROOM_POLL);
+                    let mut full = self.0.lock();
+                    full.writer_waits = true;
+                    let waited = self.0.room.wait_timeout(full, ROOM_POLL);
                     inner = waited.unwrap_or_else(std::sync::PoisonError::into_inner).0;
+                    inner.writer_waits = false;
                 }
                 done => {
                     Self::wake(inner);
@@ -124,6 +139,7 @@ impl Reader {
                 ring,
                 body: None,
                 control: None,
+                writer_waits: false,
             }),
             room: Condvar::new(),
         }))
@@ -141,8 +157,9 @@ impl Reader {
 
     /// Runs `act` under the lock. It must be short: the camera waits meanwhile.
     pub fn with<T>(&self, act: impl FnOnce(&mut Ring) -> T) -> T {
-        let result = act(&mut self.0.lock().ring);
-        self.0.room.notify_one();
+        let mut inner = self.0.lock();
+        let result = act(&mut inner.ring);
+        self.0.unlock(inner);
         result
     }
 
@@ -157,8 +174,7 @@ impl Reader {
         if result.is_none() {
             inner.body = Some(waker.clone());
         }
-        drop(inner);
-        self.0.room.notify_one();
+        self.0.unlock(inner);
         result
     }
 
