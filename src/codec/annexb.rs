@@ -8,7 +8,7 @@ use super::{h264, h265};
 use crate::frame::Codec;
 
 /// By how much the buffer grows, in bytes.
-const GROWTH_BYTES: usize = 64 * 1024;
+const GROWTH_BYTES: usize = 16 * 1024;
 
 /// Bytes of a start code, `00 00 01`. The zero that may stand before it belongs to what came before, or to nothing.
 pub(super) const START_CODE_LEN: usize = 3;
@@ -84,11 +84,11 @@ impl fmt::Display for DropReason {
 
 /// Cuts a byte stream, which comes in any portions, into access units.
 ///
-/// [`push`](Self::push) takes bytes, then [`advance`](Self::advance) is called until it has no more. A unit is whole as
-/// soon as the next one's first bytes are here, or at an end of sequence.
+/// [`fill`](Self::fill) or [`push`](Self::push) takes bytes, then [`advance`](Self::advance) is called until it has no more.
+/// A unit is whole as soon as the next one's first bytes are here, or at an end of sequence.
 ///
 /// Holds at most the maximum unit, or the [`LIMIT_BYTES`](super::LIMIT_BYTES) of a stream whose codec is not known yet,
-/// and one push, in a buffer that grows by doubling. It is reused, so that in the steady state nothing is allocated.
+/// and one push, in a buffer that grows to what that needs. It is reused, so that in the steady state nothing is allocated.
 #[derive(Debug)]
 pub struct Splitter {
     max_unit_bytes: usize,
@@ -96,9 +96,10 @@ pub struct Splitter {
     told: Option<Codec>,
     /// `Err` until the stream has shown what it is.
     codec: Result<Codec, Detector>,
-    /// From `start` on: what is not handed out yet.
+    /// Up to `end`: what came; from `start` on: what is not handed out yet.
     buffer: Vec<u8>,
     start: usize,
+    end: usize,
     /// Where the search for start codes goes on: no start code begins between `start` and here, but those of the NAL
     /// units that are known to be in the current unit.
     scan: usize,
@@ -150,6 +151,7 @@ impl Splitter {
             codec: Err(Detector::new(codec)),
             buffer: Vec::new(),
             start: 0,
+            end: 0,
             scan: 0,
             state: State::Between { garbage: false },
             shed: 0,
@@ -165,18 +167,43 @@ impl Splitter {
 
     /// Takes the stream's next bytes. Not after [`Self::finish`].
     pub fn push(&mut self, bytes: &[u8]) {
+        self.room(bytes.len()).copy_from_slice(bytes);
+        self.end += bytes.len();
+    }
+
+    /// Has `read` put the stream's next bytes, `max` at most, where they are needed, and say how many there are. Not after
+    /// [`Self::finish`].
+    ///
+    /// # Errors
+    /// Those of `read`: then nothing came.
+    pub fn fill<E>(
+        &mut self,
+        max: usize,
+        read: impl FnOnce(&mut [u8]) -> Result<usize, E>,
+    ) -> Result<usize, E> {
+        let room = self.room(max);
+        let len = read(room)?.min(room.len());
+        self.end += len;
+        Ok(len)
+    }
+
+    /// Where the next `len` bytes go.
+    fn room(&mut self, len: usize) -> &mut [u8] {
         self.unit = 0..0;
         // At most once a unit, since room comes from units that were handed out.
-        if self.buffer.len() + bytes.len() > self.buffer.capacity() {
-            self.buffer.drain(..self.start);
+        if self.end + len > self.buffer.len() {
+            self.buffer.copy_within(self.start..self.end, 0);
             self.scan -= self.start;
+            self.end -= self.start;
             self.start = 0;
         }
         // Not to twice the size, as it would by itself: it has to hold one access unit and what was read with it.
-        if self.buffer.len() + bytes.len() > self.buffer.capacity() {
-            self.buffer.reserve_exact(bytes.len().max(GROWTH_BYTES));
+        if self.end + len > self.buffer.len() {
+            let growth = (self.end + len - self.buffer.len()).max(GROWTH_BYTES);
+            self.buffer.reserve_exact(growth);
+            self.buffer.resize(self.buffer.len() + growth, 0);
         }
-        self.buffer.extend_from_slice(bytes);
+        &mut self.buffer[self.end..self.end + len]
     }
 
     /// Says that the stream is at its end: what is left comes out of [`Self::advance`].
@@ -197,7 +224,7 @@ impl Splitter {
     pub fn advance(&mut self) -> Result<Option<Event>, Error> {
         let codec = match &mut self.codec {
             Ok(codec) => *codec,
-            Err(detector) => match detector.decide(&self.buffer, self.finished) {
+            Err(detector) => match detector.decide(&self.buffer[..self.end], self.finished) {
                 Ok(None) => return Ok(None),
                 Ok(Some(codec)) => {
                     self.codec = Ok(codec);
@@ -213,8 +240,8 @@ impl Splitter {
     }
 
     fn split(&mut self, codec: Codec) -> Option<Event> {
-        while let Some(at) = find_start_code(&self.buffer, self.scan) {
-            let nal = &self.buffer[at + START_CODE_LEN..];
+        while let Some(at) = find_start_code(&self.buffer[..self.end], self.scan) {
+            let nal = &self.buffer[at + START_CODE_LEN..self.end];
             let (role, header_len) = match codec {
                 Codec::H264 => (h264::role(nal), h264::HEADER_LEN),
                 Codec::H265 => (h265::role(nal), h265::HEADER_LEN),
@@ -231,10 +258,10 @@ impl Splitter {
             }
         }
         // The last two bytes may be the beginning of a start code.
-        let searched = self.buffer.len().saturating_sub(START_CODE_LEN - 1);
+        let searched = self.end.saturating_sub(START_CODE_LEN - 1);
         self.scan = self.scan.max(searched);
         if self.finished {
-            return self.end(self.buffer.len());
+            return self.close(self.end);
         }
         self.shed_surplus();
         None
@@ -257,7 +284,7 @@ impl Splitter {
         match (self.state, role) {
             (State::Between { .. }, Role::End) => {
                 // It ends nothing, and is in no unit.
-                let event = self.end(boundary);
+                let event = self.close(boundary);
                 self.start = at + START_CODE_LEN + header_len;
                 self.scan = self.start;
                 event
@@ -267,13 +294,13 @@ impl Splitter {
                 State::Inside { picture: true } | State::Skipping,
                 Role::Opening | Role::FirstSlice,
             ) => {
-                let event = self.end(boundary);
+                let event = self.close(boundary);
                 self.state = State::Inside { picture: slice };
                 event
             }
             (State::Inside { picture: true } | State::Skipping, Role::End) => {
                 self.scan = at + START_CODE_LEN + header_len;
-                self.end(self.scan)
+                self.close(self.scan)
             }
             (State::Inside { picture }, _) => {
                 self.state = State::Inside {
@@ -291,7 +318,7 @@ impl Splitter {
     }
 
     /// Closes what is open at `end`, and goes on from there.
-    fn end(&mut self, end: usize) -> Option<Event> {
+    fn close(&mut self, end: usize) -> Option<Event> {
         let bytes = self.bytes_to(end);
         let event = match self.state {
             State::Between { garbage } => {
@@ -342,6 +369,8 @@ impl Splitter {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
 
     /// All events of `stream` cut into portions of the given sizes, repeated; units as their bytes.
@@ -537,6 +566,25 @@ mod tests {
         let stream = [&message[..], &fits].concat();
         let dropped = Found::Dropped(DropReason::TooLarge, message.len());
         check(Codec::H264, 20, &stream, &[dropped, unit(&fits)]);
+    }
+
+    #[test]
+    fn bytes_that_are_read_into_the_buffer_are_those_that_are_pushed() {
+        let pictures = [&[0, 0, 1, 0x41, 0x9A][..], &[5; 70]].concat().repeat(20);
+        let mut splitter = Splitter::new(Some(Codec::H264), 1000);
+        let mut found = Vec::new();
+        let mut rest = &pictures[..];
+        while !rest.is_empty() {
+            assert_eq!(splitter.fill(16, |_| Err("nothing")), Err("nothing"));
+            let left = rest.len();
+            let read = splitter.fill(64, |room| io::Read::read(&mut rest, &mut room[..23]));
+            assert_eq!(read.ok(), Some(left.min(23)));
+            drain(&mut splitter, &mut found);
+        }
+        splitter.finish();
+        drain(&mut splitter, &mut found);
+        assert_eq!(found, events(Codec::H264, 1000, &pictures, &[100]));
+        assert_eq!(found.len(), 20);
     }
 
     #[test]

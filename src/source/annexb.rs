@@ -18,8 +18,8 @@ use crate::clock::Clock;
 use crate::codec::{self, Event, FrameRate, PictureInfo, Splitter};
 use crate::frame::Codec;
 
-/// Bytes taken with one read: what a pipe holds by default.
-const CHUNK_LEN: usize = 64 * 1024;
+/// Bytes taken with one read, at most. A frame of 4 Mbit/s takes one or two, and what is read beyond it has to be held.
+const READ_BYTES: usize = 16 * 1024;
 
 /// Where the bytes come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,7 +60,6 @@ pub struct AnnexB {
     /// A regular file: always readable, paced by us.
     regular: bool,
     clock: Clock,
-    chunk: Box<[u8]>,
     splitter: Splitter,
     timing: Timing,
     /// What the first SPS said.
@@ -118,7 +117,6 @@ impl AnnexB {
             file,
             regular: kind.is_file(),
             clock,
-            chunk: vec![0; CHUNK_LEN].into_boxed_slice(),
             splitter: Splitter::new(options.codec, options.max_unit_bytes),
             timing: Timing::new(kind.is_file(), options.fps),
             picture_info: None,
@@ -129,15 +127,14 @@ impl AnnexB {
 
     /// Reads once, waiting for bytes up to `timeout`. `false` when none came.
     fn fill(&mut self, timeout: Duration) -> Result<bool, Error> {
-        match self.read_chunk(timeout) {
+        match self.read_some(timeout) {
             Ok(Some(0)) => {
                 self.ended = true;
                 self.splitter.finish();
                 Ok(true)
             }
-            Ok(Some(len)) => {
+            Ok(Some(_)) => {
                 self.timing.arrived(self.clock.monotonic());
-                self.splitter.push(&self.chunk[..len]);
                 Ok(true)
             }
             Ok(None) => Ok(false),
@@ -145,8 +142,8 @@ impl AnnexB {
         }
     }
 
-    /// Bytes read into the chunk, 0 at the end; `None` when there are none now.
-    fn read_chunk(&mut self, timeout: Duration) -> io::Result<Option<usize>> {
+    /// Bytes read into the splitter, 0 at the end; `None` when there are none now.
+    fn read_some(&mut self, timeout: Duration) -> io::Result<Option<usize>> {
         if !self.regular {
             let timeout = Timespec::try_from(timeout).map_err(io::Error::other)?;
             let mut ready = [PollFd::new(&self.file, PollFlags::IN)];
@@ -157,7 +154,8 @@ impl AnnexB {
                 Err(error) => return Err(error.into()),
             }
         }
-        match self.file.read(&mut self.chunk) {
+        let file = &mut self.file;
+        match self.splitter.fill(READ_BYTES, |room| file.read(room)) {
             Ok(len) => Ok(Some(len)),
             Err(error)
                 if matches!(
