@@ -366,7 +366,7 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// A ring for `budget_bytes` of payload, all of it taken now; at least [`MIN_BUDGET_BYTES`] make sense.
+    /// A ring for `budget_bytes` of payload, which are taken as they are needed; at least [`MIN_BUDGET_BYTES`] make sense.
     ///
     /// The blocks are a 128th of the budget: a fragment wastes half a block on average, a frame of typical size lies in
     /// one to three.

@@ -1,8 +1,9 @@
-//! Payload memory: a fixed number of blocks, taken once at start and reused hot first.
+//! Payload memory: a fixed number of blocks, each made when none that was used before is free, and kept.
 //!
 //! A block is one `BytesMut` that never grows. Frames are cut off its front as [`Bytes`], which share its memory; once
-//! the last of them is gone the block is whole again, without a copy and without an allocation. Untouched blocks cost
-//! address space and no memory, and the block that came back last goes out first, so what is resident follows what is held.
+//! the last of them is gone the block is whole again, without a copy and without an allocation. The block that came back
+//! last goes out first, so what is resident follows the most that was held at once. Blocks are not made ahead of their
+//! use: an allocator writes beside each, and so an untouched one has a page or two of its four resident.
 
 use bytes::{Bytes, BytesMut};
 
@@ -11,6 +12,8 @@ use bytes::{Bytes, BytesMut};
 pub(super) struct Pool {
     block_bytes: usize,
     total: usize,
+    /// How many of them are there.
+    made: usize,
     free: Vec<BytesMut>,
     /// Given back while the network still held a part of them. At most what the connection buffers.
     lent: Vec<BytesMut>,
@@ -23,9 +26,9 @@ impl Pool {
         Self {
             block_bytes,
             total,
-            free: (0..total)
-                .map(|_| BytesMut::with_capacity(block_bytes))
-                .collect(),
+            made: 0,
+            // The tables are of full size from the start.
+            free: Vec::with_capacity(total),
             lent: Vec::with_capacity(total),
         }
     }
@@ -39,22 +42,31 @@ impl Pool {
     }
 
     pub(super) fn free_bytes(&self) -> usize {
-        self.free.len() * self.block_bytes
+        self.free_blocks() * self.block_bytes
+    }
+
+    fn free_blocks(&self) -> usize {
+        self.free.len() + (self.total - self.made)
     }
 
     /// Whether `count` blocks can be taken now.
     pub(super) fn has(&mut self, count: usize) -> bool {
-        // First of all, not when nothing else is left: what has come back meanwhile is hot, and an untouched block would
-        // become resident in its place.
+        // First of all, not when nothing else is left: what has come back meanwhile is hot, and a new block would become
+        // resident in its place.
         self.reclaim();
-        self.free.len() >= count
+        self.free_blocks() >= count
     }
 
     /// An empty block. Ask [`Self::has`] first.
     pub(super) fn take(&mut self) -> BytesMut {
-        self.free
-            .pop()
-            .expect("the caller asked whether there is a block")
+        self.free.pop().unwrap_or_else(|| {
+            assert!(
+                self.made < self.total,
+                "the caller asked whether there is a block"
+            );
+            self.made += 1;
+            BytesMut::with_capacity(self.block_bytes)
+        })
     }
 
     /// Takes back a block. Parts of it that are still on their way out delay its reuse.
@@ -121,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_that_the_network_held_goes_out_before_an_untouched_one() {
+    fn a_block_that_the_network_held_goes_out_before_a_new_one() {
         let mut pool = Pool::new(96, 32);
         let mut block = pool.take();
         let hot = block.as_ptr();
@@ -131,6 +143,17 @@ mod tests {
         drop(part);
         assert!(pool.has(1));
         assert_eq!(pool.take().as_ptr(), hot);
+    }
+
+    #[test]
+    fn no_more_blocks_are_made_than_are_held_at_once() {
+        let mut pool = Pool::new(96, 32);
+        for _ in 0..10 {
+            let blocks = [pool.take(), pool.take()];
+            assert_eq!(pool.free_bytes(), 32);
+            blocks.into_iter().for_each(|block| pool.give(block));
+        }
+        assert_eq!((pool.made, pool.free_bytes()), (2, 96));
     }
 
     #[test]
