@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 import tempfile
 import threading
 
@@ -29,6 +30,14 @@ def build(profile="dev"):
     subprocess.run([*command, "--bin", "kvsProducerApp"], cwd=ROOT, check=True)
     target = os.environ.get("CARGO_TARGET_DIR") or os.path.join(ROOT, "target")
     return os.path.join(target, "debug" if profile == "dev" else profile, "kvsProducerApp")
+
+
+def producer(options):
+    """The build of the producer that `--program` names, or that cross/build has made for `--target`."""
+    path = options.program or os.path.join(ROOT, "target", "cross", options.target, "kvsProducerApp")
+    if not os.path.exists(path):
+        raise SystemExit(f"{path} is missing: cross/build {options.target}")
+    return path
 
 
 class Endpoint:
@@ -65,6 +74,8 @@ class Endpoint:
         return self
 
     def __exit__(self, *_):
+        if self.process.poll() is not None:
+            print(f"the local endpoint has ended with {self.process.returncode}: {''.join(self.log)}", file=sys.stderr)
         self.process.terminate()
         self.process.wait()
         self.directory.cleanup()
