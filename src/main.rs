@@ -18,6 +18,12 @@ use kvs_producer_app::ring::DropReason;
 use kvs_producer_app::source::v4l2::devices::{self, Device};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
+/// Camera builds bring an allocator of their own: those of the static C libraries (musl's, and zig's in its place) round up
+/// to a power of two or keep a page range for each size and thread, which is 0.15 MB more at 4 Mbit/s.
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+
 fn main() -> ExitCode {
     no_core_dumps();
     let args = match Args::try_parse() {

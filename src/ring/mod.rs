@@ -25,8 +25,8 @@ use pool::Pool;
 /// The least memory the ring works with: two fragments of a small camera.
 pub const MIN_BUDGET_BYTES: usize = 512 * 1024;
 
-/// What the allocator may add to a block. musl's has sizes of a power of two less 16 bytes and then a quarter more: a block
-/// that misses the first is resident with a page that it never uses.
+/// What an allocator may add to a block. Most have a size class at a power of two, their own bytes included: a block that
+/// misses it takes the next, or a page more that it never uses.
 const ALLOCATOR_BYTES: usize = 64;
 
 /// The service stores fragments of 1 to 20 s (service limits; ERROR ACK 4002 above that): shorter groups of pictures
