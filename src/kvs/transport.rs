@@ -38,8 +38,8 @@ const SEND_BUFFER_BYTES: usize = 128 * 1024;
 /// send buffer, is what stands between the ring and the wire: 0.4 s at 300 kbit/s.
 const UNSENT_BYTES: u32 = 16 * 1024;
 
-/// What HTTP and TLS may hold each, before a write is held back.
-const LAYER_BYTES: usize = 16 * 1024;
+/// What HTTP and TLS may hold each, before a write is held back: a frame of 4 Mbit/s goes out with one system call.
+const LAYER_BYTES: usize = 32 * 1024;
 
 /// The largest error answer that is read, in bytes.
 const MAX_ERROR_BYTES: usize = 16 * 1024;
