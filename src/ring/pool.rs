@@ -151,7 +151,9 @@ mod tests {
         for _ in 0..10 {
             let blocks = [pool.take(), pool.take()];
             assert_eq!(pool.free_bytes(), 32);
-            blocks.into_iter().for_each(|block| pool.give(block));
+            for block in blocks {
+                pool.give(block);
+            }
         }
         assert_eq!((pool.made, pool.free_bytes()), (2, 96));
     }
