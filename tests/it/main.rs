@@ -16,6 +16,7 @@ mod panics;
 mod proxy;
 mod reconnect;
 mod rig;
+mod roles;
 mod rotation;
 mod secrets;
 mod support;
