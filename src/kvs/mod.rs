@@ -3,6 +3,7 @@
 pub mod ack;
 pub mod aws;
 pub mod control;
+pub mod credentials;
 pub mod failure;
 pub mod service_clock;
 pub mod session;

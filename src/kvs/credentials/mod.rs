@@ -1,0 +1,3 @@
+//! How credentials are kept fresh.
+
+pub mod refresh;
