@@ -10,6 +10,7 @@ use crate::app::{Config, Device, ReportTo};
 use crate::codec::FrameRate;
 use crate::frame::{Codec, Dimensions};
 use crate::kvs::aws;
+use crate::kvs::credentials::{Provider, iot, refresh};
 use crate::kvs::session::Settings;
 use crate::log::Format;
 use crate::ring::{MIN_BUDGET_BYTES, WhenFull};
@@ -106,6 +107,32 @@ pub struct Args {
     /// PEM file of a CA to trust beside the built-in ones; else AWS_KVS_CACERT_PATH or SSL_CERT_FILE says
     #[arg(long, value_name = "FILE", env = "KVS_CA_FILE")]
     pub ca_file: Option<PathBuf>,
+
+    /// Host of the credentials provider of AWS IoT, for a camera that has a certificate in place of keys; with the four that
+    /// follow, else AWS_IOT_CORE_CREDENTIAL_ENDPOINT, .._CERT, .._PRIVATE_KEY, .._ROLE_ALIAS and .._THING_NAME say
+    #[arg(long, value_name = "HOST", env = "KVS_IOT_ENDPOINT")]
+    pub iot_endpoint: Option<String>,
+
+    /// PEM file of the certificate of the thing
+    #[arg(long, value_name = "FILE", env = "KVS_IOT_CERT")]
+    pub iot_cert: Option<PathBuf>,
+
+    /// PEM file of its private key
+    #[arg(long, value_name = "FILE", env = "KVS_IOT_KEY")]
+    pub iot_key: Option<PathBuf>,
+
+    /// Name of the role alias that the credentials are for
+    #[arg(long, value_name = "ALIAS", env = "KVS_IOT_ROLE_ALIAS")]
+    pub iot_role_alias: Option<String>,
+
+    /// Name of the thing that the certificate is attached to
+    #[arg(long, value_name = "THING", env = "KVS_IOT_THING")]
+    pub iot_thing: Option<String>,
+
+    /// File with one line that somebody else keeps up to date: CREDENTIALS, key id, secret; or CREDENTIALS, key id, end in
+    /// ISO 8601, secret, session token
+    #[arg(long, value_name = "FILE", env = "KVS_CREDENTIAL_FILE")]
+    pub credential_file: Option<PathBuf>,
 
     /// Seconds that may pass at the end until everything is persisted; and, for a file, until the service is first reached
     #[arg(long, value_name = "SECONDS", env = "KVS_GRACE", default_value_t = 30,
@@ -217,6 +244,16 @@ impl Args {
                 ProfileArg::High => Profile::High,
             }),
         };
+        let inputs = iot::Inputs {
+            endpoint: self.iot_endpoint,
+            certificate: self.iot_cert,
+            key: self.iot_key,
+            role_alias: self.iot_role_alias,
+            thing: self.iot_thing,
+        };
+        let provider =
+            Provider::choose(inputs, self.credential_file, |name| std::env::var_os(name))
+                .map_err(|error| error.to_string())?;
         let finite = matches!(&device, Device::Path(path) if path.is_file());
         let grace = Duration::from_secs(self.grace);
         let settings = Settings {
@@ -243,6 +280,8 @@ impl Args {
                 region: self.region,
                 endpoint: None,
                 credentials: None,
+                provider,
+                refresh: refresh::Settings::default(),
                 retention_hours: self.retention,
                 kms_key: self.kms_key,
                 tags: self.tags,

@@ -4,13 +4,13 @@ use std::collections::HashMap;
 use std::error::Error as StdError;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
-use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, future};
+use aws_credential_types::provider::{ProvideCredentials, future};
 use aws_sdk_kinesisvideo::Client;
 use aws_sdk_kinesisvideo::config::IdentityCache;
 use aws_sdk_kinesisvideo::error::{ProvideErrorMetadata, SdkError};
@@ -25,6 +25,8 @@ use aws_smithy_types::body::SdkBody;
 use aws_smithy_types::retry::RetryConfig;
 use rustls::ClientConfig;
 
+use super::credentials::keeper::{Keeper, Source};
+use super::credentials::{Provider, iot, refresh};
 use super::failure::{self, Failure, FailureKind};
 use super::service_clock::ServiceClock;
 use super::session::{Call, Reply};
@@ -46,8 +48,12 @@ pub struct Options {
     pub region: Option<String>,
     /// Address of the control plane, where the environment is not to decide.
     pub endpoint: Option<String>,
-    /// Fixed credentials, where the environment is not to decide.
+    /// Fixed credentials, whatever `provider` says.
     pub credentials: Option<Credentials>,
+    /// Where credentials come from.
+    pub provider: Provider,
+    /// When they are fetched again.
+    pub refresh: refresh::Settings,
     /// DataRetentionInHours of a stream that is created.
     pub retention_hours: u32,
     /// KMS key of a stream that is created.
@@ -71,35 +77,21 @@ pub enum Error {
     /// The address of the control plane is none.
     #[error("the endpoint {0:?} is no http or https address")]
     BadEndpoint(String),
+    /// What AWS IoT needs is not there, or does not go together.
+    #[error(transparent)]
+    Iot(#[from] iot::Error),
 }
 
-/// What is learnt while running.
-#[derive(Debug, Default)]
-struct Learnt {
-    credentials: Option<Credentials>,
-}
-
+/// Gives the SDK the credentials that the keeper holds.
 #[derive(Debug, Clone)]
-struct Shared {
-    /// The service's clock, and ours for waiting.
-    clock: ServiceClock,
-    waiting: Clock,
-    learnt: Arc<Mutex<Learnt>>,
-}
+struct Held(Arc<Keeper>);
 
-impl Shared {
-    fn with<T>(&self, act: impl FnOnce(&mut Learnt) -> T) -> T {
-        act(&mut self.learnt.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-/// Gives the SDK the credentials that the session has asked for.
-impl ProvideCredentials for Shared {
+impl ProvideCredentials for Held {
     fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
     where
         Self: 'a,
     {
-        let credentials = self.with(|learnt| learnt.credentials.clone());
+        let credentials = self.0.use_them();
         future::ProvideCredentials::ready(
             credentials.ok_or_else(|| CredentialsError::not_loaded("none so far")),
         )
@@ -107,9 +99,12 @@ impl ProvideCredentials for Shared {
 }
 
 /// Gives the SDK the service's time to sign with.
-impl TimeSource for Shared {
+#[derive(Debug, Clone)]
+struct ServiceTime(ServiceClock);
+
+impl TimeSource for ServiceTime {
     fn now(&self) -> SystemTime {
-        UNIX_EPOCH + self.clock.now()
+        UNIX_EPOCH + self.0.now()
     }
 }
 
@@ -120,8 +115,10 @@ pub struct Aws {
     region: String,
     place: String,
     client: Client,
-    provider: SharedCredentialsProvider,
-    shared: Shared,
+    keeper: Arc<Keeper>,
+    /// The service's clock, and ours for waiting.
+    clock: ServiceClock,
+    waiting: Clock,
 }
 
 impl Aws {
@@ -129,19 +126,14 @@ impl Aws {
     /// service knows.
     ///
     /// # Errors
-    /// When there is no usable region or endpoint.
+    /// When there is no usable region or endpoint, or what AWS IoT needs is of no use.
     pub async fn load(options: Options, tls: &ClientConfig, clock: Clock) -> Result<Self, Error> {
         let service_clock = ServiceClock::new(clock);
         let http = http_client(tls, service_clock.clone())?;
-        let shared = Shared {
-            clock: service_clock,
-            waiting: clock,
-            learnt: Arc::default(),
-        };
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
             .http_client(http)
             // What is known of the service's clock goes into the time; the SDK would correct it twice.
-            .time_source(shared.clone())
+            .time_source(ServiceTime(service_clock.clone()))
             .disable_clock_skew_correction(true)
             // The session tries again, and knows when not to.
             .retry_config(RetryConfig::disabled());
@@ -164,10 +156,18 @@ impl Aws {
         if !region.contains('-') || !region.chars().all(plain) {
             return Err(Error::BadRegion(region));
         }
-        let provider = sdk.credentials_provider().ok_or(Error::NoRegion)?;
+        let fixed = options.credentials.is_some();
+        let own = Source::own(&options.provider, tls, &service_clock).filter(|_| !fixed);
+        let source = match own {
+            Some(source) => source,
+            None => Source::Chain(sdk.credentials_provider().ok_or(Error::NoRegion)?),
+        };
+        source.check()?;
+        let keeper = Keeper::new(source, options.refresh, service_clock.clone(), clock);
+        let keeper = Arc::new(keeper);
         let config = aws_sdk_kinesisvideo::config::Builder::from(&sdk)
             .identity_cache(IdentityCache::no_cache())
-            .credentials_provider(shared.clone())
+            .credentials_provider(Held(Arc::clone(&keeper)))
             .build();
         let endpoint = options
             .endpoint
@@ -182,8 +182,9 @@ impl Aws {
             region,
             place,
             client: Client::from_conf(config),
-            provider,
-            shared,
+            keeper,
+            clock: service_clock,
+            waiting: clock,
         })
     }
 
@@ -205,13 +206,17 @@ impl Aws {
     ) -> Result<Reply, Failure> {
         let work = async {
             match call {
-                Call::Credentials => self.credentials().await,
+                Call::Credentials => self.credentials(limit).await,
                 Call::Describe => self.describe().await,
                 Call::Create => self.create(codec).await,
                 Call::Tag => self.tag().await,
                 Call::Endpoint => self.endpoint().await,
             }
         };
+        if call == Call::Credentials {
+            // Whoever fetches them keeps to the limit, and says whom it waited for.
+            return work.await;
+        }
         tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
             let message = format!(
                 "{call:?}: no answer from {} for {} s",
@@ -220,6 +225,11 @@ impl Aws {
             );
             Err(Failure::new(FailureKind::Network, message))
         })
+    }
+
+    /// Keeps the credentials fresh, for ever: calls and connections are signed with the newest.
+    pub async fn keep_credentials(self) {
+        self.keeper.keep().await;
     }
 
     /// The signed headers of a PutMedia request to `origin` that begins now.
@@ -231,13 +241,13 @@ impl Aws {
             .split_once("://")
             .map_or(origin, |(_, rest)| rest)
             .trim_end_matches('/');
-        let credentials = self.shared.with(|learnt| learnt.credentials.clone());
+        let credentials = self.keeper.use_them();
         let request = PutMedia {
             stream: &self.options.stream,
             host,
             region: &self.region,
             start,
-            signed_at: self.shared.clock.now(),
+            signed_at: self.clock.now(),
         };
         // Without credentials the session does not get here; the service would say so.
         let credentials =
@@ -247,44 +257,22 @@ impl Aws {
 
     /// The wall clock as the service has it, as far as that is known.
     pub fn clock(&self) -> &ServiceClock {
-        &self.shared.clock
+        &self.clock
     }
 
-    async fn credentials(&self) -> Result<Reply, Failure> {
-        let credentials = self.provider.provide_credentials().await.map_err(|error| match error {
-            CredentialsError::CredentialsNotLoaded(_) => Failure::new(
-                FailureKind::NoCredentials,
-                "no AWS credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
-            ),
-            // Whoever has them does not answer now.
-            CredentialsError::ProviderTimedOut(_) | CredentialsError::ProviderError(_) => Failure::new(
-                FailureKind::Network,
-                format!("cannot get AWS credentials: {}", chain(&error)),
-            ),
-            error => Failure::new(
-                FailureKind::NoCredentials,
-                format!("no AWS credentials: {}", chain(&error)),
-            ),
-        })?;
-        self.shared
-            .with(|learnt| learnt.credentials = Some(credentials));
+    async fn credentials(&self, limit: Duration) -> Result<Reply, Failure> {
+        self.keeper.renew(limit).await?;
         Ok(Reply::Credentials(self.credentials_end()))
     }
 
     /// When the credentials at hand end; `None` where that is not known, or not yet: a clock that the service has not put
     /// right may be years off.
     pub fn credentials_end(&self) -> Option<Instant> {
-        if !self.shared.clock.has_heard() {
+        if !self.clock.has_heard() {
             return None;
         }
-        let expiry = self
-            .shared
-            .with(|learnt| learnt.credentials.as_ref()?.expiry())?;
-        let left = expiry
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default()
-            .saturating_sub(self.shared.clock.now());
-        Some(self.shared.waiting.now() + left)
+        let left = self.keeper.end()?.saturating_sub(self.clock.now());
+        Some(self.waiting.now() + left)
     }
 
     async fn describe(&self) -> Result<Reply, Failure> {
@@ -443,7 +431,7 @@ fn check_endpoint(endpoint: &str) -> Result<(), Error> {
 }
 
 /// The last error of the chain: the operating system's or the library's word, without the wrappings.
-fn root_cause<'a>(error: &'a (dyn StdError + 'static)) -> &'a (dyn StdError + 'static) {
+pub(super) fn root_cause<'a>(error: &'a (dyn StdError + 'static)) -> &'a (dyn StdError + 'static) {
     let mut error = error;
     while let Some(source) = error.source() {
         error = source;
@@ -452,7 +440,7 @@ fn root_cause<'a>(error: &'a (dyn StdError + 'static)) -> &'a (dyn StdError + 's
 }
 
 /// What is wrong with TLS, wherever it is in the chain. An `io::Error` hides what it wraps from `source`.
-fn tls_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Error> {
+pub(super) fn tls_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Error> {
     let mut next = Some(error);
     while let Some(error) = next {
         if let Some(found) = error.downcast_ref() {

@@ -109,6 +109,7 @@ impl Control {
 
     /// Runs until the session has ended. `orders` may be closed: then nobody gives any.
     pub async fn run(mut self, mut orders: mpsc::UnboundedReceiver<Order>) -> Outcome {
+        self.tasks.spawn(self.aws.clone().keep_credentials());
         self.settle(Event::Tick);
         loop {
             if let Some(outcome) = self.session.outcome() {

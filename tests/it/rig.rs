@@ -9,6 +9,7 @@ use kvs_producer_app::app::{self, Config, Device, Error, Summary};
 use kvs_producer_app::codec::{Event, Parser, Splitter, Unit};
 use kvs_producer_app::frame::{Codec, Payload};
 use kvs_producer_app::kvs::aws;
+use kvs_producer_app::kvs::credentials::{Provider, refresh};
 use kvs_producer_app::kvs::session::Settings;
 use kvs_producer_app::local::view::{History, State};
 use kvs_producer_app::local::{Credential, Endpoint, Options};
@@ -65,6 +66,8 @@ pub fn config(url: &str) -> Config {
                 None,
                 "test",
             )),
+            provider: Provider::default(),
+            refresh: refresh::Settings::default(),
             retention_hours: 24,
             kms_key: None,
             tags: Vec::new(),
