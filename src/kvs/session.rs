@@ -314,8 +314,11 @@ struct Connection {
     id: ConnectionId,
     phase: Phase,
     since: Instant,
+    /// When it is rotated: for its age, or before that because its credentials end.
     rotate_at: Instant,
-    credentials_end: bool,
+    ages_at: Instant,
+    /// When the credentials that it was opened with end.
+    until: Option<Instant>,
     finishing: bool,
     last_ack: Instant,
     /// Since when a write stands still.
@@ -547,6 +550,7 @@ impl Session {
                     since: now.at,
                     until,
                 });
+                self.put_off_rotation(until, now);
             }
             Ok(Reply::Described {
                 active,
@@ -577,6 +581,8 @@ impl Session {
             (Call::Credentials, _) if self.credentials.as_ref().is_some_and(unexpired) => {
                 if let Some(granted) = &mut self.credentials {
                     granted.since = now.at;
+                    let until = granted.until;
+                    self.put_off_rotation(until, now);
                 }
                 self.note(Note::Failed(failure, LEAST_CREDENTIAL_USE));
             }
@@ -608,6 +614,17 @@ impl Session {
         }
     }
 
+    /// A rotation for the credentials' sake is of no use where no better ones are to be had: what the service has taken goes
+    /// on. Its age still ends it.
+    fn put_off_rotation(&mut self, until: Option<Instant>, now: Now) {
+        let better = |old| until.is_none_or(|new| new > old + LEAST_CREDENTIAL_USE / 6);
+        if let Some(carrier) = self.carrier_mut()
+            && carrier.until.is_some_and(|old| !better(old))
+        {
+            carrier.rotate_at = (now.at + LEAST_CREDENTIAL_USE).min(carrier.ages_at);
+        }
+    }
+
     fn await_active(&mut self, now: Now) {
         let since = if let Stream::Pending { since, .. } = self.stream {
             since
@@ -635,22 +652,21 @@ impl Session {
         let by_age = now.at + settings.connection_age.saturating_sub(spread);
         // Credentials that are granted for less than the margin are still good: not a rotation after the other.
         let least = now.at + settings.connection_age.min(LEAST_CREDENTIAL_USE);
-        let by_credentials = self
-            .credentials
-            .and_then(|granted| granted.until)
-            .map(|until| {
-                until
-                    .checked_sub(settings.credential_margin)
-                    .unwrap_or(now.at)
-                    .max(least)
-            });
+        let until = self.credentials.and_then(|granted| granted.until);
+        let by_credentials = until.map(|until| {
+            until
+                .checked_sub(settings.credential_margin)
+                .unwrap_or(now.at)
+                .max(least)
+        });
         let Some(connection) = self.connection(id) else {
             return;
         };
         connection.phase = Phase::Ready;
         connection.since = now.at;
         connection.rotate_at = by_credentials.map_or(by_age, |end| end.min(by_age));
-        connection.credentials_end = by_credentials.is_some_and(|end| end < by_age);
+        connection.ages_at = by_age;
+        connection.until = until;
         if let Some(carrier) = self.carrier_mut()
             && !carrier.finishing
         {
@@ -794,11 +810,14 @@ impl Session {
         if kind.wants_describe() || (self.stream == Stream::Active && self.retains.is_none()) {
             self.stream = Stream::Unknown;
         }
+        let used = |granted: Granted| now.at.duration_since(granted.since) >= LEAST_CREDENTIAL_USE;
+        // Those that came just now are not cured by asking again.
+        let proven = self.ever.accepted || self.credentials.is_some_and(used);
         if kind.wants_credentials() {
             self.credentials = None;
         }
         let hopeless = kind.pace() == Pace::Slow;
-        let curable = first && kind.wants_credentials() && self.ever.accepted;
+        let curable = first && kind.wants_credentials() && proven;
         let mut wait = self.backoff.next_wait(now.jitter);
         if kind == FailureKind::ConnectionLimit || kind == FailureKind::Throttled {
             // At once is too soon for a service that has not seen the last connection end.
@@ -1044,7 +1063,7 @@ impl Session {
         let id = ConnectionId(self.next_connection);
         self.next_connection += 1;
         if let Some(carrier) = self.carrier() {
-            let why = if carrier.credentials_end {
+            let why = if carrier.rotate_at < carrier.ages_at {
                 "its credentials end"
             } else {
                 "its age"
@@ -1056,7 +1075,8 @@ impl Session {
             phase: Phase::Opening,
             since: now.at,
             rotate_at: now.at,
-            credentials_end: false,
+            ages_at: now.at,
+            until: None,
             finishing: false,
             last_ack: now.at,
             held: None,

@@ -319,11 +319,70 @@ fn credentials_that_are_still_good_are_kept_while_their_provider_is_away() {
     bench.wait(319.0);
     assert_eq!(bench.wait(1.0), [Action::Call(Call::Credentials)]);
     let next = bench.fails(Call::Credentials, FailureKind::Network);
+    assert_eq!(next, [], "the connection is as good as another");
+    // Where one is needed the old ones do.
+    let next = bench.tell(Event::Lost(C0, refused(FailureKind::Service)));
+    assert_eq!(next, [Action::Rewind(C0)]);
+    bench.now.unsent = true;
     assert_eq!(
-        next,
-        [Action::Open(C1, "https://one".into())],
-        "with the old ones"
+        bench.tell(Event::Tick),
+        [Action::Open(C1, "https://one".into())]
     );
+}
+
+#[test]
+fn an_hour_without_new_credentials_ends_no_connection() {
+    let mut bench = Bench::streaming(
+        Settings {
+            connection_age: seconds(6000.0),
+            ..settings()
+        },
+        Some(seconds(2000.0)),
+    );
+    bench.now.unsent = false;
+    let old = bench.now.at + seconds(2000.0);
+    let back = bench.now.at + seconds(1820.0 + 3600.0);
+    let mut asked = 0;
+    loop {
+        let next = bench.wait(2000.0);
+        assert_eq!(next, [Action::Call(Call::Credentials)]);
+        asked += 1;
+        if bench.now.at >= back {
+            break;
+        }
+        // What was kept is good for 3 minutes more, and then there is nothing.
+        let next = if bench.now.at < old {
+            bench.reply(Call::Credentials, Reply::Credentials(Some(old)))
+        } else {
+            // The first failure is followed by another try at once.
+            bench.fails(Call::Credentials, FailureKind::Network);
+            bench.fails(Call::Credentials, FailureKind::Network)
+        };
+        assert_eq!(next, [], "the connection stays");
+        assert!(bench.session.is_streaming());
+    }
+    assert!((120..250).contains(&asked), "{asked} times");
+    let new = Reply::Credentials(Some(bench.now.at + seconds(2000.0)));
+    // The endpoint may have been why nobody answered.
+    assert_eq!(
+        bench.reply(Call::Credentials, new),
+        [Action::Call(Call::Endpoint)]
+    );
+    let next = bench.reply(Call::Endpoint, Reply::Endpoint("https://one".into()));
+    assert_eq!(next, [Action::Open(C1, "https://one".into())]);
+}
+
+#[test]
+fn credentials_are_fetched_anew_at_once_when_old_ones_are_refused_and_not_when_new_ones_are() {
+    for (age, next) in [(60.0, &[Action::Call(Call::Credentials)][..]), (1.0, &[])] {
+        let mut bench = Bench::new(settings());
+        bench.tell(Event::Tick);
+        bench.reply(Call::Credentials, Reply::Credentials(None));
+        // The service is slow.
+        bench.now.at += seconds(age);
+        let got = bench.fails(Call::Describe, FailureKind::BadCredentials);
+        assert_eq!(got, next, "{age} s");
+    }
 }
 
 #[test]
