@@ -6,6 +6,8 @@ mod canary;
 mod child;
 mod cli;
 mod clock;
+mod credentials;
+mod credentials_provider;
 mod ending;
 mod faults;
 mod happy_path;

@@ -22,10 +22,6 @@ use crate::kvs::service_clock::ServiceClock;
 /// For one try in the background, from the name's look-up to the last byte of the answer.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How often it is looked whether anything is due: a machine that has slept, or whose clock was put right, has other plans
-/// than it had.
-const LOOK_EVERY: Duration = Duration::from_mins(1);
-
 /// How often it is looked whether a credential file is another one.
 const LOOK_AT_FILE_EVERY: Duration = Duration::from_secs(5);
 
@@ -135,6 +131,7 @@ pub struct Keeper {
     /// The service's clock, and ours for waiting.
     clock: ServiceClock,
     waiting: Clock,
+    look_every: Duration,
     held: Mutex<Held>,
     /// One fetches, the others take what it has got.
     fetching: tokio::sync::Mutex<()>,
@@ -147,6 +144,7 @@ impl Keeper {
             source,
             clock,
             waiting,
+            look_every: settings.look_every,
             held: Mutex::new(Held {
                 credentials: None,
                 used: false,
@@ -200,8 +198,8 @@ impl Keeper {
     /// Keeps them fresh, for ever.
     pub async fn keep(&self) {
         let look_every = match self.source {
-            Source::File(_) => LOOK_AT_FILE_EVERY,
-            _ => LOOK_EVERY,
+            Source::File(_) => self.look_every.min(LOOK_AT_FILE_EVERY),
+            _ => self.look_every,
         };
         loop {
             let wait = self.held().refresh.wait(self.now());

@@ -15,6 +15,9 @@ pub struct Settings {
     pub first_wait: Duration,
     /// The longest wait between tries.
     pub longest_wait: Duration,
+    /// How often it is looked whether anything is due: a machine that has slept, or whose clock was put right, has other
+    /// plans than it had.
+    pub look_every: Duration,
 }
 
 impl Default for Settings {
@@ -25,6 +28,7 @@ impl Default for Settings {
             least_use: Duration::from_secs(10),
             first_wait: Duration::from_secs(1),
             longest_wait: Duration::from_mins(1),
+            look_every: Duration::from_mins(1),
         }
     }
 }
