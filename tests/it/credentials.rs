@@ -67,7 +67,7 @@ async fn fails(provider: &CredentialsProvider, change: impl FnOnce(&mut Config))
     config.session.patience = Some(Duration::from_secs(2));
     change(&mut config);
     let camera = FastCamera::new(150, Duration::from_millis(1));
-    let summary = stream(config, camera).await.expect("a run");
+    let summary = Box::pin(stream(config, camera)).await.expect("a run");
     assert!(
         endpoint.view().state().calls.is_empty(),
         "nothing is said without them"

@@ -31,7 +31,7 @@ pub enum Source {
     /// The AWS crates know how.
     Chain(SharedCredentialsProvider),
     /// AWS IoT Core.
-    Iot(Iot),
+    Iot(Box<Iot>),
     /// A file.
     File(CredentialFile),
 }
@@ -46,7 +46,8 @@ impl Source {
         match provider {
             Provider::Chain => None,
             Provider::Iot(options) => {
-                Some(Self::Iot(Iot::new(options.clone(), tls, clock.clone())))
+                let iot = Iot::new(options.clone(), tls, clock.clone());
+                Some(Self::Iot(Box::new(iot)))
             }
             Provider::File(path) => Some(Self::File(CredentialFile::new(path.clone()))),
         }
