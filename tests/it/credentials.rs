@@ -17,6 +17,7 @@ use crate::canary;
 use crate::child::Producer;
 use crate::credentials_provider::{ALIAS, Answer, CredentialsProvider, THING, end};
 use crate::rig::{self, FastCamera, assert_whole, endpoint, stream};
+use crate::support::{self, Program};
 
 const HOUR: i64 = 3600;
 
@@ -450,4 +451,36 @@ async fn inputs_that_make_no_sense_end_it_at_once() {
         assert!(ended.stderr.contains(says), "{}", ended.stderr);
     }
     assert!(provider.asked().is_empty());
+}
+
+#[test]
+fn a_process_that_a_profile_names_gives_credentials() {
+    let service = support::Endpoint::start([""; 0]);
+    let Credential {
+        access_key_id,
+        secret_access_key,
+        session_token,
+        ..
+    } = known();
+    let granted = serde_json::json!({
+        "Version": 1,
+        "AccessKeyId": access_key_id,
+        "SecretAccessKey": secret_access_key,
+        "SessionToken": session_token,
+        "Expiration": end(HOUR),
+    });
+    Program::new(["--fps=1000", "cam"])
+        .file("clip", support::CLIP)
+        .file("granted.json", granted.to_string())
+        .file(
+            "config",
+            "[profile camera]\ncredential_process = cat granted.json\n",
+        )
+        .env("KVS_DEVICE", "clip")
+        .env("AWS_REGION", "us-west-2")
+        .env("AWS_CONFIG_FILE", "config")
+        .env("AWS_PROFILE", "camera")
+        .env("AWS_ENDPOINT_URL_KINESIS_VIDEO", service.url())
+        .run()
+        .expect(Exit::Persisted);
 }
