@@ -135,7 +135,7 @@ static SIGNATURES: WebPkiSupportedAlgorithms = WebPkiSupportedAlgorithms {
     ],
 };
 
-/// This client has no certificate of its own.
+/// The one key that there may be, a device's for AWS IoT, is read by `credentials::iot`.
 #[derive(Debug)]
 struct NoKeys;
 
@@ -145,7 +145,7 @@ impl KeyProvider for NoKeys {
         _: PrivateKeyDer<'static>,
     ) -> Result<Arc<dyn SigningKey>, rustls::Error> {
         Err(rustls::Error::General(
-            "private keys are not built in".to_owned(),
+            "private keys are read elsewhere".to_owned(),
         ))
     }
 }

@@ -10,9 +10,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_credential_types::Credentials;
+use rustls::crypto::ring::sign::{RsaSigningKey, any_ecdsa_type};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
 use rustls::{AlertDescription, ClientConfig};
 use serde_json::Value;
 use zeroize::{Zeroize, Zeroizing};
@@ -239,7 +240,9 @@ impl Options {
             what,
         };
         let mut key = parse_key(key.as_bytes()).map_err(bad_key)?;
-        let signing = rustls::crypto::ring::sign::any_supported_type(&key);
+        // AWS IoT takes no other kinds.
+        let signing = any_ecdsa_type(&key)
+            .or_else(|_| RsaSigningKey::new(&key).map(|key| Arc::new(key) as Arc<dyn SigningKey>));
         key.zeroize();
         let signing = signing.map_err(|_| {
             bad_key("this kind of private key cannot be used: it is RSA of 2048 bits or more, P-256 or P-384")
