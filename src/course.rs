@@ -34,7 +34,7 @@ pub const CAPTURE: &str = "capture";
 /// Its stack: it parses NAL units and makes system calls, nothing deep.
 const CAPTURE_STACK_BYTES: usize = 128 * 1024;
 
-/// A source that was told to end looks up at least every [`crate::source::POLL`]; one that has not by then hangs.
+/// A source that was told to end looks up at least every [`crate::source::PIPE_POLL`]; one that has not by then hangs.
 const HUNG_AFTER: Duration = Duration::from_secs(2);
 
 /// How often the status line is drawn.

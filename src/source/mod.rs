@@ -40,16 +40,20 @@ pub enum Read<'a> {
         /// How many.
         bytes: usize,
     },
-    /// Nothing within [`POLL`]; the caller looks at the shutdown and reads again.
+    /// Nothing within [`POLL`] or [`PIPE_POLL`]; the caller looks at the shutdown and reads again.
     Nothing,
     /// The media is at its end and there will be no more.
     End,
 }
 
-/// The longest that [`Source::read`] may block, so that the capture loop sees a shutdown soon.
+/// The longest that a camera's [`Source::read`] may block, so that the capture loop sees a shutdown soon.
 pub const POLL: Duration = Duration::from_millis(200);
 
-/// A camera, a pipe or a file. Lives on the capture thread and may block there, up to [`POLL`].
+/// The longest that one of a pipe or file may block. A camera always has frames; a pipe may have none for hours, and the
+/// thread is not to be woken for nothing more often than this.
+pub const PIPE_POLL: Duration = Duration::from_secs(1);
+
+/// A camera, a pipe or a file. Lives on the capture thread and may block there, up to [`POLL`] or [`PIPE_POLL`].
 pub trait Source: Send {
     /// For the log: which source, what it delivers. `"/dev/video0 (UVC Camera): H.264 1280x720 at 25/1"`.
     fn describe(&self) -> String;
