@@ -1,0 +1,258 @@
+//! The program on cameras that are fed, stall, go away and come back.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use kvs_producer_app::clock::Clock;
+use kvs_producer_app::frame::Codec;
+use serde_json::Value;
+
+use crate::program::{self, Program, assert_resumed, devices, stream};
+use crate::rig::{Clip, Feeder, given};
+use crate::usb::UsbCamera;
+
+#[test]
+#[ignore = "needs cameras: tests/camera/run has them"]
+fn the_program_streams_h264() {
+    let path = given("KVS_TEST_CAMERA");
+    let device = path.to_str().unwrap();
+    stream(&path, &Clip::small(Codec::H264), &["-D", device], "cam");
+}
+
+#[test]
+#[ignore = "needs cameras: tests/camera/run has them"]
+fn the_program_streams_h265() {
+    let path = given("KVS_TEST_CAMERA");
+    let device = path.to_str().unwrap();
+    stream(&path, &Clip::small(Codec::H265), &["-D", device], "cam");
+}
+
+#[test]
+#[ignore = "needs cameras: tests/camera/run has them"]
+fn the_program_streams_720p() {
+    let path = given("KVS_TEST_CAMERA");
+    let device = path.to_str().unwrap();
+    stream(&path, &Clip::large(Codec::H264), &["-D", device], "cam");
+}
+
+/// The cameras' nodes: the loopback devices that the tests feed.
+fn cameras() -> (PathBuf, PathBuf) {
+    (given("KVS_TEST_CAMERA"), given("KVS_TEST_SECOND_CAMERA"))
+}
+
+#[test]
+#[ignore = "needs cameras: tests/camera/run has them"]
+fn a_camera_is_found_by_its_name_and_without_a_word() {
+    let path = given("KVS_TEST_CAMERA");
+    let clip = Clip::small(Codec::H264);
+    stream(&path, &clip, &["-D", "CAM0"], "cam");
+    stream(&path, &clip, &[], "cam");
+}
+
+#[test]
+#[ignore = "needs cameras: tests/camera/run has them"]
+fn two_cameras_stream_at_once() {
+    let (first, second) = cameras();
+    thread::scope(|scope| {
+        let other = || {
+            let device = second.to_str().unwrap();
+            stream(&second, &Clip::small(Codec::H265), &["-D", device], "two");
+        };
+        scope.spawn(other);
+        let device = first.to_str().unwrap();
+        stream(&first, &Clip::small(Codec::H264), &["-D", device], "one");
+    });
+}
+
+#[test]
+#[ignore = "needs cameras: tests/camera/run has them"]
+fn devices_lists_what_the_nodes_are_and_who_has_them() {
+    let (path, second) = cameras();
+    let raw = given("KVS_TEST_RAW_CAMERA");
+    let of =
+        |devices: &BTreeMap<String, Value>, path: &Path| devices[path.to_str().unwrap()].clone();
+    let _feeder = Feeder::start(&path, &Clip::small(Codec::H264));
+    let idle = devices();
+    let camera = of(&idle, &path);
+    assert_eq!(
+        (&camera["usable"], &camera["codec"]),
+        (&true.into(), &"H.264".into())
+    );
+    assert_eq!(
+        (&camera["card"], &camera["driver"]),
+        (&"cam0".into(), &"v4l2 loopback".into())
+    );
+    let size = &camera["formats"][0]["sizes"][0];
+    assert_eq!(
+        (&size["width"], &size["height"]),
+        (&640.into(), &480.into())
+    );
+    assert_eq!(size["fps"][0], 15.0);
+    let unfed = of(&idle, &second);
+    assert_eq!(unfed["usable"], false);
+    assert!(
+        unfed["why_not"]
+            .as_str()
+            .unwrap()
+            .contains("start first what feeds it")
+    );
+    let vivid = of(&idle, &raw);
+    assert!(
+        vivid["why_not"]
+            .as_str()
+            .unwrap()
+            .contains("neither H.264 nor H.265")
+    );
+    assert!(vivid["formats"].as_array().unwrap().len() > 1);
+
+    let mut program = Program::start(&["-D", path.to_str().unwrap(), "cam"]);
+    program.says("capturing from");
+    let camera = of(&devices(), &path);
+    assert_eq!(camera["usable"], false);
+    let holder = format!("kvsProducerApp ({})", program.pid().as_raw_nonzero());
+    assert!(
+        camera["why_not"].as_str().unwrap().contains(&holder),
+        "{camera}"
+    );
+    assert!(
+        camera["held_by"]
+            .as_array()
+            .unwrap()
+            .contains(&holder.into()),
+        "{camera}"
+    );
+    program.stop();
+    let text = Command::new(program::path())
+        .arg("devices")
+        .output()
+        .unwrap();
+    println!("{}", String::from_utf8(text.stdout).unwrap());
+}
+
+#[test]
+#[ignore = "needs cameras: tests/camera/run has them"]
+fn a_camera_that_goes_away_is_waited_for_and_streams_on_when_it_is_back() {
+    let path = given("KVS_TEST_CAMERA");
+    let clip = Clip::small(Codec::H264);
+    let feeder = Feeder::start(&path, &clip);
+    let mut program = Program::start(&["-D", path.to_str().unwrap(), "cam"]);
+    program.says("capturing from");
+    thread::sleep(Duration::from_secs(6));
+    drop(feeder);
+    program.says("the camera is lost");
+    thread::sleep(Duration::from_secs(10));
+    let _feeder = Feeder::start(&path, &clip);
+    let back = Clock.now();
+    program.says("the camera is back");
+    let took = Clock.now() - back;
+    assert!(took < Duration::from_secs(5), "back after {took:?}");
+    thread::sleep(Duration::from_secs(6));
+    let outcome = program.stop();
+    assert_resumed(&outcome, &clip);
+}
+
+#[test]
+#[ignore = "needs cameras: tests/camera/run has them"]
+fn a_camera_that_stalls_for_long_streams_on() {
+    let path = given("KVS_TEST_CAMERA");
+    let clip = Clip::small(Codec::H264);
+    let feeder = Feeder::start(&path, &clip);
+    let mut program = Program::start(&["-D", path.to_str().unwrap(), "cam"]);
+    program.says("capturing from");
+    thread::sleep(Duration::from_secs(6));
+    feeder.pause(true);
+    program.says("the camera stalls: starting its stream anew");
+    program.says("the camera is lost");
+    thread::sleep(Duration::from_secs(24));
+    feeder.pause(false);
+    let back = Clock.now();
+    program.says("the camera is back");
+    let took = Clock.now() - back;
+    assert!(took < Duration::from_secs(5), "back after {took:?}");
+    thread::sleep(Duration::from_secs(6));
+    let outcome = program.stop();
+    assert_resumed(&outcome, &clip);
+}
+
+#[test]
+#[ignore = "needs cameras: tests/camera/run has them"]
+fn a_usb_camera_that_is_unplugged_is_found_again_under_another_number() {
+    let clip = Clip::small(Codec::H264);
+    let (camera, node) = UsbCamera::plug();
+    let listed = devices()[node.to_str().unwrap()].clone();
+    assert_eq!(
+        (&listed["usable"], &listed["driver"]),
+        (&true.into(), &"uvcvideo".into()),
+        "{listed:#}"
+    );
+    assert_eq!(
+        listed["formats"][0]["sizes"][0]["fps"]
+            .as_array()
+            .unwrap()
+            .len(),
+        2
+    );
+    let mut program = Program::start(&["-D", "gate", "--fps", "15", "--bitrate", "1M", "cam"]);
+    // A USB camera has no encoder controls.
+    program.says("does not do all that is asked: bitrate cannot be set");
+    program.says(&format!("capturing from {}", node.display()));
+    thread::sleep(Duration::from_secs(8));
+    // While somebody has the old node open, its number is not given to another.
+    let old = fs::File::open(&node).unwrap();
+    drop(camera);
+    program.says("the camera is lost");
+    thread::sleep(Duration::from_secs(5));
+    let (_camera, again) = UsbCamera::plug();
+    assert_ne!(again, node);
+    let back = Clock.now();
+    program.says(&format!(
+        "the camera is back: {} ({}",
+        again.display(),
+        listed["card"].as_str().unwrap()
+    ));
+    let took = Clock.now() - back;
+    assert!(took < Duration::from_secs(5), "back after {took:?}");
+    drop(old);
+    thread::sleep(Duration::from_secs(8));
+    let outcome = program.stop();
+    assert_resumed(&outcome, &clip);
+}
+
+#[test]
+#[ignore = "needs cameras: tests/camera/run has them"]
+fn the_program_ends_when_the_camera_is_lost_if_it_is_told_to() {
+    let path = given("KVS_TEST_CAMERA");
+    let feeder = Feeder::start(&path, &Clip::small(Codec::H264));
+    let device = path.to_str().unwrap();
+    let mut program = Program::start(&["-D", device, "--exit-on-camera-loss", "cam"]);
+    program.says("capturing from");
+    thread::sleep(Duration::from_secs(5));
+    drop(feeder);
+    let outcome = program.end();
+    assert_eq!(outcome.status.code(), Some(3), "{:#?}", outcome.log);
+    let last = outcome.log.last().unwrap();
+    assert!(
+        last.starts_with("kvsProducerApp: lost the camera "),
+        "{last}"
+    );
+    // What came before is there all the same.
+    assert!(outcome.report["persisted"]["frames"].as_u64().unwrap() > 15);
+}
+
+#[test]
+#[ignore = "needs cameras: tests/camera/run has them"]
+fn the_program_ends_with_3_when_the_camera_is_missing() {
+    let outcome = Program::start(&["-D", "/dev/video99", "cam", "8", "-q"]).end();
+    assert_eq!(outcome.status.code(), Some(3), "{:#?}", outcome.log);
+    let [line] = outcome.log.as_slice() else {
+        panic!("one line, not {:#?}", outcome.log);
+    };
+    assert!(
+        line.starts_with("kvsProducerApp: /dev/video99: there is no such device; "),
+        "{line}"
+    );
+}
