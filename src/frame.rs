@@ -1,6 +1,7 @@
 //! What travels through the program: frames, their times, and what a track is.
 
 use std::fmt;
+use std::ops::{AddAssign, Sub};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -82,6 +83,45 @@ pub struct TrackInfo {
     pub codec_private: Bytes,
     /// Size of the picture, when the SPS could be read.
     pub dimensions: Option<Dimensions>,
+}
+
+/// What a camera lost before its frames came to us. None of it counts as captured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CameraLosses {
+    /// Frames that the driver counted and did not hand out, because there was no free buffer.
+    pub dropped_by_driver: u64,
+    /// Buffers marked as damaged, or longer than they can be.
+    pub damaged: u64,
+    /// Buffers without a frame: empty, or left over from before the stream began. Nothing is lost with them.
+    pub void: u64,
+}
+
+impl CameraLosses {
+    /// Frames that are not there.
+    pub fn frames(self) -> u64 {
+        self.dropped_by_driver + self.damaged
+    }
+}
+
+impl AddAssign for CameraLosses {
+    fn add_assign(&mut self, more: Self) {
+        self.dropped_by_driver += more.dropped_by_driver;
+        self.damaged += more.damaged;
+        self.void += more.void;
+    }
+}
+
+impl Sub for CameraLosses {
+    type Output = Self;
+
+    /// What came after `earlier`.
+    fn sub(self, earlier: Self) -> Self {
+        Self {
+            dropped_by_driver: self.dropped_by_driver - earlier.dropped_by_driver,
+            damaged: self.damaged - earlier.damaged,
+            void: self.void - earlier.void,
+        }
+    }
 }
 
 /// The bytes of one frame in the framing that goes out (NAL units behind 4-byte lengths), lent in parts so that the ring

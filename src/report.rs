@@ -41,6 +41,11 @@ impl Report {
             "resent": amount(counts.resent),
             "persisted": amount(counts.persisted),
             "dropped": dropped,
+            "camera": {
+                "dropped_by_driver": counts.camera.dropped_by_driver,
+                "damaged": counts.camera.damaged,
+                "void": counts.camera.void,
+            },
             "fragments_persisted": counts.fragments_persisted,
             "connections": self.connections,
             "failure": self.failure,
@@ -70,7 +75,10 @@ impl fmt::Display for Report {
                 before = ", ";
             }
         }
-        Ok(())
+        match counts.camera.frames() {
+            0 => Ok(()),
+            lost => write!(f, "; the camera lost {}", counted(lost, "frame")),
+        }
     }
 }
 
@@ -88,6 +96,7 @@ pub fn megabytes(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::frame::CameraLosses;
 
     fn report() -> Report {
         let mut counts = Counts {
@@ -100,6 +109,11 @@ mod tests {
                 bytes: 700,
             },
             fragments_persisted: 2,
+            camera: CameraLosses {
+                dropped_by_driver: 3,
+                damaged: 1,
+                void: 5,
+            },
             ..Counts::default()
         };
         counts.dropped[DropReason::RingFull as usize] = Amount {
@@ -124,7 +138,7 @@ mod tests {
         assert_eq!(
             report().to_string(),
             "cam: 7 of 10 frames persisted in 2 fragments (0.0 MB, 1 connection, 1.2 s); \
-             dropped 1 (before_key_frame), 2 (ring_full)"
+             dropped 1 (before_key_frame), 2 (ring_full); the camera lost 4 frames"
         );
     }
 
@@ -140,5 +154,9 @@ mod tests {
             Some(DropReason::ALL.len())
         );
         assert_eq!(json["duration_s"], 1.234);
+        assert_eq!(
+            json["camera"],
+            json!({ "dropped_by_driver": 3, "damaged": 1, "void": 5 })
+        );
     }
 }

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::frame::{FrameId, MediaTime, Payload, Timecode, TrackInfo};
+use crate::frame::{CameraLosses, FrameId, MediaTime, Payload, Timecode, TrackInfo};
 use pool::Pool;
 
 /// The least memory the ring works with: two fragments of a small camera.
@@ -174,6 +174,8 @@ pub struct Counts {
     pub fragments_persisted: u64,
     /// Whole fragments given up because the ring was full.
     pub fragments_evicted: u64,
+    /// Lost before it came from the source, and in none of the other counts.
+    pub camera: CameraLosses,
 }
 
 impl Counts {
@@ -459,12 +461,18 @@ impl Ring {
         Push::Stored(self.take_frame_id())
     }
 
-    /// Counts a frame that the source could not make use of.
-    pub fn drop_frame(&mut self, len: usize, reason: DropReason) -> FrameId {
+    /// Counts a frame that the source could not make use of, and returns what for: damage before the first key frame is
+    /// none, because nothing there is of use.
+    pub fn drop_frame(&mut self, len: usize, reason: DropReason) -> DropReason {
         self.break_fragment(reason);
-        self.counts.captured.add(1, len);
-        self.counts.drop(reason, 1, len);
-        self.take_frame_id()
+        let reason = self.awaiting_key.unwrap_or(reason);
+        self.refuse(len, reason);
+        reason
+    }
+
+    /// Counts what was lost before it came here.
+    pub fn camera_lost(&mut self, more: CameraLosses) {
+        self.counts.camera += more;
     }
 
     /// The source has fallen silent, or is about to be opened anew: ends the fragment that is being written. What follows

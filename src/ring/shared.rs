@@ -8,7 +8,7 @@ use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use super::{DropReason, NewFrame, Push, Ring, WhenFull};
-use crate::frame::Payload;
+use crate::frame::{CameraLosses, Payload};
 use crate::shutdown::Shutdown;
 
 /// How long a writer that waits for room sleeps at most before it looks again: blocks that the network held come back
@@ -101,8 +101,13 @@ impl Writer {
     }
 
     /// [`Ring::drop_frame`].
-    pub fn drop_frame(&mut self, len: usize, reason: DropReason) {
-        self.with(|ring| ring.drop_frame(len, reason));
+    pub fn drop_frame(&mut self, len: usize, reason: DropReason) -> DropReason {
+        self.with(|ring| ring.drop_frame(len, reason))
+    }
+
+    /// [`Ring::camera_lost`].
+    pub fn camera_lost(&mut self, more: CameraLosses) {
+        self.with(|ring| ring.camera_lost(more));
     }
 
     /// [`Ring::fall_silent`].

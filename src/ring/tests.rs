@@ -115,6 +115,19 @@ fn frames_before_the_first_key_frame_are_counted_and_dropped() {
 }
 
 #[test]
+fn damage_is_told_from_what_comes_before_the_first_key_frame() {
+    let (mut ring, camera) = (ring(16), Camera { track: track(0) });
+    let gap = DropReason::CameraGap;
+    assert_eq!(ring.drop_frame(10, gap), DropReason::BeforeKeyFrame);
+    camera.push(&mut ring, 40, true, 10);
+    assert_eq!(ring.drop_frame(10, gap), gap);
+    let counts = ring.counts();
+    assert_eq!(counts.captured.frames, 3);
+    assert_eq!(counts.dropped_for(DropReason::BeforeKeyFrame).frames, 1);
+    assert_eq!(counts.dropped_for(gap).frames, 1);
+}
+
+#[test]
 fn short_groups_of_pictures_share_a_fragment_of_at_least_a_second() {
     let (mut ring, camera) = (ring(64), Camera { track: track(0) });
     for at in (0..=2000).step_by(400) {

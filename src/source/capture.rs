@@ -11,7 +11,7 @@ use crate::backoff::Backoff;
 use crate::chain;
 use crate::clock::Clock;
 use crate::codec::{self, Parser, Unit};
-use crate::frame::{MediaTime, Payload as _};
+use crate::frame::{CameraLosses, MediaTime, Payload as _};
 use crate::ring::shared::Writer;
 use crate::ring::{DropReason, NewFrame, Push, WhenFull};
 use crate::shutdown::Shutdown;
@@ -76,6 +76,7 @@ pub fn run(
         judge,
         opened_before: false,
         needs_key: None,
+        counted: CameraLosses::default(),
     }
     .run(shutdown)
 }
@@ -95,6 +96,8 @@ struct Capture<O> {
     opened_before: bool,
     /// Nothing can be stored before the next key frame, which is to be asked for at this time.
     needs_key: Option<Instant>,
+    /// What the present opening of the source has lost, as far as the ring was told.
+    counted: CameraLosses,
 }
 
 /// What became of a packet.
@@ -214,6 +217,7 @@ impl<O: FnMut() -> Result<Box<dyn Source>, Error>> Capture<O> {
         let mut waiting_for_key = Some(last_packet);
         let reopened = std::mem::replace(&mut self.opened_before, true);
         self.needs_key = Some(last_packet);
+        self.counted = CameraLosses::default();
         while !shutdown.requested() {
             self.ask_for_key_frame(source);
             match source.read() {
@@ -240,8 +244,12 @@ impl<O: FnMut() -> Result<Box<dyn Source>, Error>> Capture<O> {
                 Ok(Read::Dropped { reason, bytes }) => self.dropped(reason, bytes),
                 Ok(Read::Nothing) => {}
                 Ok(Read::End) => return Ended::For(End::Media),
-                Err(error) => return Ended::Source(error),
+                Err(error) => {
+                    self.count_losses(source);
+                    return Ended::Source(error);
+                }
             }
+            self.count_losses(source);
             let now = self.clock.now();
             if !silent && now - last_packet > self.policy.silence {
                 silent = true;
@@ -273,6 +281,15 @@ impl<O: FnMut() -> Result<Box<dyn Source>, Error>> Capture<O> {
         }
     }
 
+    /// Tells the ring what was lost since the last time.
+    fn count_losses(&mut self, source: &dyn Source) {
+        let losses = source.losses();
+        if losses != self.counted {
+            self.writer.camera_lost(losses - self.counted);
+            self.counted = losses;
+        }
+    }
+
     fn ask_for_key_frame(&mut self, source: &mut dyn Source) {
         let now = self.clock.now();
         if self.needs_key.is_some_and(|due| due <= now) {
@@ -296,7 +313,7 @@ impl<O: FnMut() -> Result<Box<dyn Source>, Error>> Capture<O> {
                     codec::Error::NoParameterSets { .. } => DropReason::NoParameterSets,
                     codec::Error::NoNalUnit { .. } => DropReason::CameraGap,
                 };
-                self.writer.drop_frame(packet.data.len(), reason);
+                let reason = self.writer.drop_frame(packet.data.len(), reason);
                 self.tell(reason, &error);
                 return Some(Taken::Dropped);
             }
@@ -349,7 +366,7 @@ impl<O: FnMut() -> Result<Box<dyn Source>, Error>> Capture<O> {
             }
             codec::DropReason::TooLarge => {
                 let reason = DropReason::FrameTooLarge;
-                self.writer.drop_frame(bytes, reason);
+                let reason = self.writer.drop_frame(bytes, reason);
                 self.tell(reason, &reason.explanation());
                 self.need_key_frame();
             }
@@ -442,6 +459,57 @@ mod tests {
         let used = Duration::try_from(used).unwrap();
         assert!(used < time / 50, "{used:?} of {time:?}");
         assert!((4..10).contains(&opened), "opened {opened} times");
+    }
+
+    /// Loses a frame before each read, and is gone after two.
+    struct Losing {
+        reads: u64,
+    }
+
+    impl Source for Losing {
+        fn describe(&self) -> String {
+            "a camera that loses frames".into()
+        }
+
+        fn losses(&self) -> CameraLosses {
+            CameraLosses {
+                dropped_by_driver: self.reads,
+                damaged: 1,
+                void: 0,
+            }
+        }
+
+        fn read(&mut self) -> Result<Read<'_>, Error> {
+            self.reads += 1;
+            if self.reads < 3 {
+                Ok(Read::Nothing)
+            } else {
+                Err(gone())
+            }
+        }
+    }
+
+    #[test]
+    fn what_every_opening_of_a_camera_loses_is_counted() {
+        let (writer, reader) = share(Ring::new(MIN_BUDGET_BYTES));
+        let (trigger, shutdown) = shutdown::pair();
+        let mut trigger = Some(trigger);
+        let mut opened = 0;
+        let open = || {
+            opened += 1;
+            if opened > 2 {
+                trigger = None;
+                return Err(gone());
+            }
+            Ok(Box::new(Losing { reads: 0 }) as Box<dyn Source>)
+        };
+        run(open, writer, policy(), Clock, &shutdown).unwrap();
+        let lost = CameraLosses {
+            dropped_by_driver: 6,
+            damaged: 2,
+            void: 0,
+        };
+        assert_eq!(reader.with(|ring| ring.counts()).camera, lost);
     }
 
     /// Counts how often it is asked for a key frame, and has none.

@@ -12,7 +12,7 @@ use std::io;
 use std::time::Duration;
 
 use crate::codec::DropReason;
-use crate::frame::Codec;
+use crate::frame::{CameraLosses, Codec};
 
 /// One access unit, lent by the source until the next [`Source::read`].
 #[derive(Debug, Clone, Copy)]
@@ -61,6 +61,11 @@ pub trait Source: Send {
     /// Whether frames come at their own pace: when the ring is full, a live source loses the oldest, any other waits.
     fn is_live(&self) -> bool {
         true
+    }
+
+    /// What was lost before it could be read, since the source was opened.
+    fn losses(&self) -> CameraLosses {
+        CameraLosses::default()
     }
 
     /// Asks for a key frame soon, where whatever encodes can be asked.

@@ -6,16 +6,17 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 use v4l::FourCC;
 
 use super::abi::{self, Interval, Kernel, Picture, Planes, Readiness};
 use super::control;
 use super::ladder::{Ladder, Rung};
 use super::layout::{Filled, Layout};
-use super::{Losses, Options, settings, words};
+use super::ledger::Ledger;
+use super::{Options, settings, words};
 use crate::clock::Clock;
-use crate::frame::{Codec, Dimensions};
+use crate::frame::{CameraLosses, Codec, Dimensions};
 use crate::source::{Error, POLL, Packet, Read};
 
 /// Buffers asked for. Eight are a quarter of a second at 30 frames a second, for a busy single processor; where memory
@@ -129,10 +130,7 @@ impl<K: Kernel> Camera<K> {
             layout,
             buffers,
             lent: None,
-            ledger: Ledger {
-                longest_frame: picture.longest_frame as usize,
-                ..Ledger::new(started, count)
-            },
+            ledger: Ledger::new(started, count, picture.longest_frame as usize),
             ladder: Ladder::new(interval.map(Interval::duration), clock.now()),
             makes_key_frames: control::query(&kernel, control::id::FORCE_KEY_FRAME).is_some(),
             clock,
@@ -148,8 +146,8 @@ impl<K: Kernel> Camera<K> {
         &self.remarks
     }
 
-    pub(super) fn losses(&self) -> Losses {
-        self.ledger.losses
+    pub(super) fn losses(&self) -> CameraLosses {
+        self.ledger.losses()
     }
 
     /// See [`crate::source::Source::want_key_frame`].
@@ -424,112 +422,6 @@ fn find_layout<K: Kernel>(kernel: &K, planes: Planes) -> io::Result<&'static Lay
     Err(unknown)
 }
 
-/// Tells frames from what is none, and keeps count of what was lost.
-#[derive(Debug, Default)]
-struct Ledger {
-    /// See [`Picture::longest_frame`]; 0 from drivers that leave the field empty.
-    longest_frame: usize,
-    /// When the stream was started, on the clock of the frames' times.
-    started: Duration,
-    /// How many more buffers may be from before that: all that there are, until one is not.
-    may_be_old: usize,
-    sequence: Option<u32>,
-    discontinuity: bool,
-    losses: Losses,
-    /// How often something was lost.
-    occasions: u64,
-}
-
-impl Ledger {
-    /// For a stream that starts now, with so many buffers.
-    fn new(started: Duration, buffers: usize) -> Self {
-        Self {
-            started,
-            may_be_old: buffers,
-            ..Self::default()
-        }
-    }
-
-    /// The length of the frame in a buffer of `mapped` bytes, or `None` when the buffer holds no frame.
-    fn judge(&mut self, filled: &Filled, mapped: usize) -> Option<usize> {
-        let end = filled.bytes_used as usize;
-        let length = end.saturating_sub(filled.data_offset as usize);
-        // More bytes than the buffer has: whatever the driver meant, the frame is not whole.
-        let damaged = filled.error || end > mapped;
-        // Encoders hand out empty buffers at a stream's start and end, and for frames that they skipped. A first buffer
-        // that is full to the brim is what v4l2loopback still has from an earlier feeder.
-        let brim = match self.longest_frame {
-            0 => mapped,
-            longest => longest.min(mapped),
-        };
-        let full = self.sequence.is_none() && length >= brim;
-        // v4l2loopback begins with the last frame that it has, however old.
-        let old = filled
-            .captured
-            .is_some_and(|captured| captured < self.started);
-        self.may_be_old = if old {
-            self.may_be_old.saturating_sub(1)
-        } else {
-            0
-        };
-        let left_over = full || (old && self.may_be_old > 0);
-        let void = length == 0 || left_over;
-        self.follow(filled.sequence, damaged || void);
-        if damaged {
-            self.losses.damaged += 1;
-            self.lose();
-            None
-        } else if void {
-            self.losses.void += 1;
-            None
-        } else {
-            Some(length)
-        }
-    }
-
-    /// Counts the frames between the last buffer and this one.
-    fn follow(&mut self, sequence: u32, void: bool) {
-        let step = self
-            .sequence
-            .map_or(1, |last| sequence.wrapping_sub(last).cast_signed());
-        // The number in a void buffer may be void too: an unplugged camera's is 0.
-        if step > 0 || !void {
-            self.sequence = Some(sequence);
-        }
-        // A number that stands still is a driver that does not count; one that falls, a driver that began anew.
-        if step > 1 {
-            self.losses.dropped_by_driver += u64::from(step.unsigned_abs()) - 1;
-            self.lose();
-        }
-    }
-
-    /// The stream was stopped and started: what comes decodes from its own first key frame on.
-    fn begin_anew(&mut self, started: Duration, buffers: usize) {
-        self.started = started;
-        self.may_be_old = buffers;
-        self.sequence = None;
-        self.discontinuity = true;
-    }
-
-    fn lose(&mut self) {
-        self.discontinuity = true;
-        let Losses {
-            dropped_by_driver,
-            damaged,
-            void,
-        } = self.losses;
-        self.occasions += 1;
-        // At the first, the second, the fourth ..: a camera that damages every other frame must not flood the log.
-        if self.occasions.is_power_of_two() {
-            warn!(dropped_by_driver, damaged, void, "the camera loses frames");
-        }
-    }
-
-    fn take_discontinuity(&mut self) -> bool {
-        std::mem::take(&mut self.discontinuity)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Instant;
@@ -541,7 +433,7 @@ mod tests {
     };
 
     use super::super::abi::number;
-    use super::super::fake::{BUFFER_LENGTH, Fake, Step, content};
+    use super::super::fake::{Fake, Step, content};
     use super::*;
     use crate::codec::FrameRate;
 
@@ -657,7 +549,7 @@ mod tests {
             for index in 0..20 {
                 assert_eq!(read(&mut camera), Some((5, content(index % 8), false)));
             }
-            assert_eq!(camera.losses(), Losses::default());
+            assert_eq!(camera.losses(), CameraLosses::default());
         }
         // A header that is longer than what is used holds no frame.
         let mut fake = Fake::default();
@@ -722,7 +614,7 @@ mod tests {
         assert_eq!(read_on(&mut camera), Ok(true));
         assert_eq!(camera.kernel.starts.get(), 2);
         assert_eq!(read_on(&mut camera), Ok(false));
-        assert_eq!(camera.losses(), Losses::default());
+        assert_eq!(camera.losses(), CameraLosses::default());
         assert_eq!(camera.kernel.queued(), 7);
     }
 
@@ -805,7 +697,7 @@ mod tests {
         }
         assert_eq!(read(&mut camera), None);
         assert_eq!(camera.kernel.queued(), 2);
-        assert_eq!(camera.losses(), Losses::default());
+        assert_eq!(camera.losses(), CameraLosses::default());
     }
 
     #[test]
@@ -829,49 +721,10 @@ mod tests {
     }
 
     #[test]
-    fn a_buffer_longer_than_itself_is_damaged() {
-        let too_long = u32::try_from(BUFFER_LENGTH + 1).unwrap();
-        let mut camera = start(Fake::default().with([void(0, too_long, 0), frame(1)])).unwrap();
-        assert_eq!(read(&mut camera).map(|frame| frame.2), Some(true));
-        assert_eq!(camera.losses().damaged, 1);
-    }
-
-    #[test]
     fn empty_buffers_are_dropped_and_nothing_is_lost_with_them() {
         let mut camera = start(Fake::default().with([void(0, 0, 0), frame(1)])).unwrap();
         assert_eq!(read(&mut camera).map(|frame| frame.2), Some(false));
         assert_eq!(camera.losses().void, 1);
-    }
-
-    #[test]
-    fn a_first_buffer_that_is_full_is_left_over_and_a_later_one_is_not() {
-        let full = void(0, u32::try_from(BUFFER_LENGTH - 1).unwrap(), 0);
-        let mut camera = start(Fake::default().with([full, frame(1), full])).unwrap();
-        assert_eq!(read(&mut camera), Some((5, content(1), false)));
-        assert_eq!(
-            read(&mut camera),
-            Some((BUFFER_LENGTH - 1, content(2), false))
-        );
-        assert_eq!(camera.losses().void, 1);
-    }
-
-    #[test]
-    fn first_buffers_from_before_the_start_are_left_over() {
-        let old = |sequence| Step::Filled {
-            bytes_used: 5,
-            flags: MONOTONIC,
-            sequence,
-            at: (0, 1),
-        };
-        let steps = [old(3), old(4), frame(5), old(6)];
-        let mut camera = start(Fake::default().with(steps)).unwrap();
-        assert_eq!(read(&mut camera), Some((5, content(2), false)));
-        assert_eq!(read(&mut camera), Some((5, content(3), false)));
-        assert_eq!(camera.losses().void, 2);
-        // A driver whose times have nothing to do with ours is believed after as many as it can have had.
-        let mut camera = start(Fake::default().with((0..20).map(old))).unwrap();
-        let frames = (0..20).filter(|_| read(&mut camera).is_some()).count();
-        assert_eq!(frames, 13);
     }
 
     #[test]
@@ -890,29 +743,6 @@ mod tests {
         }
         assert_eq!((frames, camera.losses().damaged), (100, 100));
         assert_eq!(camera.kernel.queued(), BUFFERS as usize);
-    }
-
-    #[test]
-    fn a_gap_in_the_driver_s_count_is_a_loss() {
-        let mut camera =
-            start(Fake::default().with([frame(7), frame(8), frame(12), frame(13)])).unwrap();
-        let gaps: Vec<_> = (0..4).map(|_| read(&mut camera).unwrap().2).collect();
-        assert_eq!(gaps, [false, false, true, false]);
-        assert_eq!(camera.losses().dropped_by_driver, 3);
-    }
-
-    #[test]
-    fn a_count_that_stands_still_starts_anew_or_wraps_is_none() {
-        let steps = [0, 0, 0, u32::MAX, 0, 1, 2, 0, 1].map(frame);
-        let mut camera = start(Fake::default().with(steps)).unwrap();
-        for _ in 0..9 {
-            assert_eq!(read(&mut camera).map(|frame| frame.2), Some(false));
-        }
-        // The void buffers of a camera that is being unplugged are numbered 0.
-        let steps = [frame(500), void(DAMAGED, 0, 0), frame(501)];
-        let mut camera = start(Fake::default().with(steps)).unwrap();
-        while read(&mut camera).is_some() {}
-        assert_eq!(camera.losses().dropped_by_driver, 0);
     }
 
     #[test]

@@ -5,8 +5,8 @@
 //!                                   └──► Fake   (a script, in the tests)
 //! ```
 //!
-//! `camera` negotiates the format and moves the buffers; `settings` are those of its encoder; `ladder` decides what to do
-//! when it stalls, `choice` which node it is. `abi`, `layout` and `control` know what the calls look like as bytes; `node` makes them. `words` says
+//! `camera` negotiates the format and moves the buffers; `ledger` tells which of them hold frames; `settings` are those of
+//! its encoder; `ladder` decides what to do when it stalls, `choice` which node it is. `abi`, `layout` and `control` know what the calls look like as bytes; `node` makes them. `words` says
 //! what is wrong with a camera and what to do about it.
 //!
 //! One buffer of the driver is taken for one access unit. V4L2 asks drivers for that, and those of USB cameras and of
@@ -22,6 +22,7 @@ pub mod devices;
 mod fake;
 mod ladder;
 mod layout;
+mod ledger;
 mod node;
 mod settings;
 mod survey;
@@ -41,7 +42,7 @@ use self::node::Node;
 use super::{Error, Read, Source};
 use crate::clock::Clock;
 use crate::codec::FrameRate;
-use crate::frame::{Codec, Dimensions};
+use crate::frame::{CameraLosses, Codec, Dimensions};
 
 /// What is wanted of a camera.
 #[derive(Debug, Clone, Default)]
@@ -70,17 +71,6 @@ pub enum Profile {
     Main,
     /// High: the smallest stream.
     High,
-}
-
-/// What a camera lost on our side of the lens, since it was opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Losses {
-    /// Frames that the driver counted and did not hand out, because there was no free buffer.
-    pub dropped_by_driver: u64,
-    /// Buffers marked as damaged, or longer than they can be.
-    pub damaged: u64,
-    /// Buffers without a frame: empty, or left over from before the stream began. Nothing is lost with them.
-    pub void: u64,
 }
 
 /// Which camera.
@@ -261,11 +251,6 @@ impl V4l2 {
             leftover: leftover.clone(),
         })
     }
-
-    /// What was lost so far.
-    pub fn losses(&self) -> Losses {
-        self.camera.losses()
-    }
 }
 
 impl Drop for V4l2 {
@@ -282,6 +267,10 @@ impl Source for V4l2 {
 
     fn read(&mut self) -> Result<Read<'_>, Error> {
         self.camera.read()
+    }
+
+    fn losses(&self) -> CameraLosses {
+        self.camera.losses()
     }
 
     fn want_key_frame(&mut self) {
