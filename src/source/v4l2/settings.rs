@@ -13,6 +13,11 @@ pub(super) const DEFAULT_GOP: Duration = Duration::from_secs(2);
 /// V4L2_MPEG_VIDEO_BITRATE_MODE_CBR.
 const CONSTANT_BITRATE: i32 = 1;
 
+// What people ask for.
+const BITRATE: &str = "bitrate";
+const INTERVAL: &str = "key-frame interval";
+const PROFILE: &str = "profile";
+
 /// The controls that `kvsProducerApp devices` shows.
 pub(super) const SHOWN: [(&str, u32); 11] = [
     ("bitrate", id::BITRATE),
@@ -29,10 +34,12 @@ pub(super) const SHOWN: [(&str, u32); 11] = [
 ];
 
 /// One thing to be set.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 struct Setting {
     /// For people.
     name: &'static str,
+    /// A value in their words.
+    say: fn(i32) -> String,
     /// The controls for it; drivers have one or the other.
     ids: &'static [u32],
     /// The value, and what else would do where the driver refuses it.
@@ -54,6 +61,12 @@ fn settings(
     let mut set = |name, ids, values, at_least, asked| {
         settings.push(Setting {
             name,
+            say: match (name, codec) {
+                (INTERVAL, _) => |frames| format!("{frames} frames"),
+                (BITRATE, _) => |bits| format!("{bits} bit/s"),
+                (PROFILE, Codec::H264) => h264_profile,
+                _ => |value| value.to_string(),
+            },
             ids,
             values,
             at_least,
@@ -64,7 +77,7 @@ fn settings(
         let bitrate = i32::try_from(bitrate).unwrap_or(i32::MAX);
         let mode = vec![CONSTANT_BITRATE];
         set("bitrate mode", &[id::BITRATE_MODE], mode, false, false);
-        set("bitrate", &[id::BITRATE], vec![bitrate], false, true);
+        set(BITRATE, &[id::BITRATE], vec![bitrate], false, true);
     }
     let gop = options.gop.unwrap_or(DEFAULT_GOP);
     let frames = frames_in(gop, interval);
@@ -73,7 +86,7 @@ fn settings(
         Codec::H265 => &[id::GOP_SIZE],
     };
     let asked = options.gop.is_some();
-    set("key-frame interval", ids, vec![frames], false, asked);
+    set(INTERVAL, ids, vec![frames], false, asked);
     // A block of Matroska for KVS is one frame in decoding order, and its time must rise.
     set("B-frames", &[id::B_FRAMES], vec![0], false, false);
     // So that each fragment can be decoded by itself.
@@ -84,13 +97,8 @@ fn settings(
         Codec::H265 => (&[id::HEVC_PROFILE], &[id::HEVC_LEVEL]),
     };
     if let Some(wanted) = options.profile {
-        set(
-            "profile",
-            profile,
-            profile_values(wanted, codec),
-            false,
-            true,
-        );
+        let values = profile_values(wanted, codec);
+        set(PROFILE, profile, values, false, true);
     }
     if let Some(least) = least_level(codec, picture, interval) {
         set("level", level, vec![least], true, false);
@@ -120,6 +128,18 @@ fn profile_values(profile: Profile, codec: Codec) -> Vec<i32> {
         (Codec::H264, Profile::High) => vec![4],
         // V4L2_MPEG_VIDEO_HEVC_PROFILE_MAIN is all there is for 8 bits a sample.
         (Codec::H265, _) => vec![0],
+    }
+}
+
+/// The word for an entry of H.264's menu of profiles.
+fn h264_profile(entry: i32) -> String {
+    match entry {
+        0 => "baseline".to_owned(),
+        1 => "constrained baseline".to_owned(),
+        2 => "main".to_owned(),
+        3 => "extended".to_owned(),
+        4 => "high".to_owned(),
+        _ => format!("number {entry} of V4L2's"),
     }
 }
 
@@ -188,7 +208,7 @@ pub(super) fn apply(
 
 /// Sets one; a remark when the driver has it otherwise in the end.
 fn set(kernel: &impl Kernel, setting: &Setting) -> Option<String> {
-    let name = setting.name;
+    let Setting { name, say, .. } = *setting;
     let wanted = setting.values[0];
     let mut result = None;
     for &id in setting.ids {
@@ -208,8 +228,8 @@ fn set(kernel: &impl Kernel, setting: &Setting) -> Option<String> {
             Some(got) if setting.values.contains(&got) => return None,
             // What cannot be read back was taken, or it was not.
             None if taken => return None,
-            Some(got) => result = Some(format!("{name} is {got}, not {wanted}")),
-            None => result = Some(format!("{name} {wanted} was refused")),
+            Some(got) => result = Some(format!("{name} is {}, not {}", say(got), say(wanted))),
+            None => result = Some(format!("{name}: {} was refused", say(wanted))),
         }
     }
     Some(result.unwrap_or_else(|| format!("{name} cannot be set")))
@@ -290,23 +310,29 @@ mod tests {
         };
         let clamps = Fake::encoder();
         let said = apply_to(&clamps, &options);
-        assert_eq!(said, ["bitrate is 25000000, not 90000000"]);
+        assert_eq!(said, ["bitrate is 25000000 bit/s, not 90000000 bit/s"]);
 
         let mut ignores = Fake::encoder();
         ignores.obeys = false;
         let said = apply_to(&ignores, &options).join("; ");
-        assert!(said.contains("bitrate is 10000000, not 90000000"), "{said}");
-        assert!(said.contains("key-frame interval is 60, not 25"), "{said}");
-        assert!(said.contains("profile is 4, not 2"), "{said}");
+        assert!(
+            said.contains("bitrate is 10000000 bit/s, not 90000000 bit/s"),
+            "{said}"
+        );
+        assert!(
+            said.contains("key-frame interval is 60 frames, not 25 frames"),
+            "{said}"
+        );
+        assert!(said.contains("profile is high, not main"), "{said}");
 
         let refuses = Fake::encoder().refusing(number::S_CTRL, Errno::BUSY);
         let said = apply_to(&refuses, &options).join("; ");
-        assert!(said.contains("profile is 4, not 2"), "{said}");
+        assert!(said.contains("profile is high, not main"), "{said}");
         let mute = Fake::encoder()
             .refusing(number::S_CTRL, Errno::BUSY)
             .refusing(number::G_CTRL, Errno::ACCESS);
         let said = apply_to(&mute, &options).join("; ");
-        assert!(said.contains("profile 2 was refused"), "{said}");
+        assert!(said.contains("profile: main was refused"), "{said}");
 
         let said = apply_to(&Fake::default(), &options).join("; ");
         assert_eq!(

@@ -296,7 +296,7 @@ pub(super) fn busy(holders: &[String]) -> String {
             .to_owned()
     } else {
         format!(
-            "busy: {} is using it; end that, or choose another camera with -D",
+            "busy: in use by {}; end that, or choose another camera with -D",
             holders.join(", ")
         )
     }
@@ -455,7 +455,7 @@ mod tests {
     #[test]
     fn a_busy_node_names_who_has_it() {
         let holders = ["ffmpeg (12)".to_owned()];
-        assert!(busy(&holders).starts_with("busy: ffmpeg (12) is using it"));
+        assert!(busy(&holders).starts_with("busy: in use by ffmpeg (12); "));
         assert!(busy(&[]).contains("fuser"));
         let error = refused("opening", "/dev/null", Errno::BUSY.into());
         assert!(
