@@ -175,6 +175,8 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Check that this binary speaks to cameras as kernels for this machine understand it; no camera is needed
+    SelfCheck,
     /// Run the KVS-compatible service by itself, for other producers to be pointed at
     #[cfg(feature = "local")]
     LocalEndpoint(crate::local::command::LocalEndpointArgs),

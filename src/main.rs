@@ -16,6 +16,7 @@ use kvs_producer_app::local::command;
 use kvs_producer_app::log::Format;
 use kvs_producer_app::ring::DropReason;
 use kvs_producer_app::source::v4l2::devices::{self, Device};
+use kvs_producer_app::source::v4l2::self_check;
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 /// Camera builds bring an allocator of their own: those of the static C libraries (musl's, and zig's in its place) round up
@@ -57,6 +58,13 @@ fn run(mut args: Args) -> Result<Exit, Failed> {
     match args.command.take() {
         None => stream(args),
         Some(Command::Devices { json }) => list_devices(json),
+        Some(Command::SelfCheck) => match self_check::run() {
+            Ok(text) => print(&format!("{text}\n")),
+            Err(message) => Err(Failed {
+                exit: Exit::Internal,
+                message: format!("self-check: {message}"),
+            }),
+        },
         #[cfg(feature = "local")]
         Some(Command::LocalEndpoint(options)) => {
             kvs_producer_app::log::start(log_level(args.verbose, args.quiet), Format::Text);
@@ -86,6 +94,10 @@ fn list_devices(json: bool) -> Result<Exit, Failed> {
         let devices: Vec<_> = devices.iter().map(ToString::to_string).collect();
         devices.join("\n")
     };
+    print(&text)
+}
+
+fn print(text: &str) -> Result<Exit, Failed> {
     match std::io::stdout().write_all(text.as_bytes()) {
         // Whoever reads it has seen enough.
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Failed {

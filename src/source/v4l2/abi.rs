@@ -16,10 +16,9 @@ use rustix::ioctl::{Direction, Opcode, opcode};
 use v4l::FourCC;
 use v4l::capability::Flags;
 use v4l::v4l_sys::{
-    V4L2_CAP_DEVICE_CAPS, v4l2_capability, v4l2_captureparm, v4l2_control, v4l2_fmtdesc,
-    v4l2_format, v4l2_fract, v4l2_frmivalenum, v4l2_frmsizeenum, v4l2_pix_format,
-    v4l2_pix_format_mplane, v4l2_plane_pix_format, v4l2_queryctrl, v4l2_requestbuffers,
-    v4l2_streamparm,
+    V4L2_CAP_DEVICE_CAPS, v4l2_capability, v4l2_captureparm, v4l2_fmtdesc, v4l2_format, v4l2_fract,
+    v4l2_frmivalenum, v4l2_frmsizeenum, v4l2_pix_format, v4l2_pix_format_mplane,
+    v4l2_plane_pix_format, v4l2_requestbuffers, v4l2_streamparm,
 };
 
 use super::layout::{Layout, Plane};
@@ -566,33 +565,5 @@ fn stream(kernel: &impl Kernel, planes: Planes, number: u8) -> io::Result<()> {
     kernel.call(&mut call)
 }
 
-// The numbers that the kernel's own header comes out at, except where MIPS, PowerPC and SPARC number differently.
-#[cfg(any(
-    target_arch = "x86_64",
-    target_arch = "aarch64",
-    target_arch = "arm",
-    target_arch = "x86"
-))]
-const _: () = {
-    const fn read_write(number: u8, size: usize) -> Opcode {
-        opcode::from_components(Direction::ReadWrite, b'V', number, size)
-    }
-    let long = cfg!(target_pointer_width = "64");
-    assert!(opcode::read::<v4l2_capability>(b'V', number::QUERYCAP) == 0x8068_5600);
-    assert!(opcode::read_write::<v4l2_fmtdesc>(b'V', number::ENUM_FMT) == 0xC040_5602);
-    let set_format = opcode::read_write::<v4l2_format>(b'V', number::S_FMT);
-    assert!(set_format == if long { 0xC0D0_5605 } else { 0xC0CC_5605 });
-    assert!(opcode::read_write::<v4l2_requestbuffers>(b'V', number::REQBUFS) == 0xC014_5608);
-    assert!(opcode::write::<u32>(b'V', number::STREAMON) == 0x4004_5612);
-    assert!(opcode::read_write::<v4l2_streamparm>(b'V', number::S_PARM) == 0xC0CC_5616);
-    assert!(read_write(number::DQBUF, Layout::LONG.size) == 0xC058_5611);
-    assert!(read_write(number::DQBUF, Layout::WIDE_TIME.size) == 0xC050_5611);
-    assert!(read_write(number::DQBUF, Layout::NARROW_TIME.size) == 0xC044_5611);
-    assert!(opcode::read_write::<v4l2_control>(b'V', number::S_CTRL) == 0xC008_561C);
-    assert!(opcode::read_write::<v4l2_queryctrl>(b'V', number::QUERYCTRL) == 0xC044_5624);
-    assert!(opcode::read_write::<v4l2_frmsizeenum>(b'V', number::ENUM_FRAMESIZES) == 0xC02C_564A);
-    let intervals = opcode::read_write::<v4l2_frmivalenum>(b'V', number::ENUM_FRAMEINTERVALS);
-    assert!(intervals == 0xC034_564B);
-};
 const _: () =
     assert!(size_of::<v4l2_format>() <= LARGEST && size_of::<v4l2_streamparm>() <= LARGEST);

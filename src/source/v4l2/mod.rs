@@ -6,7 +6,8 @@
 //! ```
 //!
 //! `camera` negotiates the format and moves the buffers; `ledger` tells which of them hold frames; `settings` are those of
-//! its encoder; `ladder` decides what to do when it stalls, `choice` which node it is. `abi`, `layout` and `control` know what the calls look like as bytes; `node` makes them. `words` says
+//! its encoder; `ladder` decides what to do when it stalls, `choice` which node it is. `abi`, `layout` and `control` know what the calls look like as bytes; `node` makes them,
+//! `self_check` compares them with the kernel's. `words` says
 //! what is wrong with a camera and what to do about it.
 //!
 //! One buffer of the driver is taken for one access unit. V4L2 asks drivers for that, and those of USB cameras and of
@@ -24,6 +25,7 @@ mod ladder;
 mod layout;
 mod ledger;
 mod node;
+pub mod self_check;
 mod settings;
 mod survey;
 mod words;
