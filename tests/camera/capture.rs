@@ -3,7 +3,7 @@
 //!
 //! The camera is mostly a v4l2loopback device: each test feeds it a clip, and what comes out must be the same bytes.
 
-
+mod encoder;
 mod program;
 mod rig;
 mod scenarios;
@@ -19,8 +19,8 @@ use std::thread;
 use std::time::Duration;
 
 use kvs_producer_app::clock::Clock;
-use kvs_producer_app::frame::Codec;
-use kvs_producer_app::source::v4l2::{Leftover, Losses, Options, V4l2};
+use kvs_producer_app::frame::{CameraLosses, Codec};
+use kvs_producer_app::source::v4l2::{Leftover, Options, V4l2};
 use kvs_producer_app::source::{Read, Source};
 use v4l::Device;
 
@@ -102,7 +102,7 @@ fn play_through(clip: impl FnOnce() -> Clip, options: &Options, description: &st
             None,
             "frame, its length, the clip's"
         );
-        let Losses {
+        let CameraLosses {
             dropped_by_driver,
             damaged,
             ..
@@ -147,6 +147,28 @@ fn a_camera_without_encoder_is_refused_with_what_it_offers() {
         "{said}"
     );
     assert!(said.contains("ffmpeg -f v4l2 -i "), "{said}");
+}
+
+#[test]
+#[ignore = "needs cameras: tests/camera/run has them"]
+fn a_multi_planar_camera_without_encoder_is_listed_and_refused_with_what_it_offers() {
+    let path = given("KVS_TEST_RAW_PLANAR_CAMERA");
+    let said = refusal(&path);
+    // NM12, which has its planes apart, is among what it offers in that way only.
+    let listed = &program::devices()[path.to_str().unwrap()];
+    let formats = listed["formats"].as_array().unwrap();
+    let planar = formats.iter().find(|format| format["fourcc"] == "NM12");
+    let size = &planar.unwrap()["sizes"][0];
+    assert!(
+        size["width"].as_u64() > Some(0) && size["fps"][0].as_f64() > Some(0.0),
+        "{size}"
+    );
+    assert_eq!(listed["usable"], false);
+    let offered = said.contains("neither H.264 nor H.265, it offers YUYV");
+    assert!(
+        offered && said.contains(listed["why_not"].as_str().unwrap()),
+        "{said}"
+    );
 }
 
 #[test]

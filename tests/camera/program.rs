@@ -1,7 +1,8 @@
 //! The program itself, as it is shipped: `kvsProducerApp` streams from a camera to the local endpoint, and what is recorded
 //! there can be compared with what went into the camera.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -91,6 +92,16 @@ impl Program {
     pub fn stop(self) -> Outcome {
         rustix::process::kill_process(self.pid(), Signal::TERM).unwrap();
         self.end()
+    }
+
+    /// Processor time that it has taken so far.
+    pub fn processor_time(&self) -> Duration {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        let (_, fields) = stat.rsplit_once(") ").unwrap();
+        // utime and stime are fields 14 and 15, in 1/100 s (proc(5)); these begin with field 3.
+        let times = fields.split(' ').skip(11).take(2);
+        let ticks: u64 = times.map(|ticks| ticks.parse::<u64>().unwrap()).sum();
+        Duration::from_millis(10 * ticks)
     }
 
     pub fn pid(&self) -> Pid {
@@ -227,6 +238,43 @@ pub fn assert_resumed(outcome: &Outcome, clip: &Clip) {
         "one interruption at most, and then a key frame, not {breaks:?}"
     );
     assert!(persisted > 6 * clip.fps as usize, "{persisted} frames");
+}
+
+/// The first recording has the one clip, the second the other, both whole, and no connection carried both.
+pub fn assert_changed(outcome: &Outcome, clips: [&Clip; 2]) {
+    assert!(
+        matches!(outcome.status.code(), Some(0 | 9)),
+        "{:#?}",
+        outcome.log
+    );
+    let recordings = outcome.service.recordings("cam");
+    assert_eq!(recordings.len(), 2, "recordings");
+    let held: Vec<_> = recordings
+        .iter()
+        .zip(clips)
+        .map(|(recording, clip)| {
+            let held = frames_in(recording, clip);
+            assert!(held.len() > 3 * clip.fps as usize, "{} frames", held.len());
+            assert!(held[0].is_multiple_of(2 * clip.fps as usize));
+            assert_eq!(breaks(&held, clip), []);
+            held.len()
+        })
+        .collect();
+    let persisted = outcome.report["persisted"]["frames"].as_u64().unwrap();
+    assert_eq!(held.iter().sum::<usize>() as u64, persisted);
+
+    let state = outcome.service.state();
+    let mut before = held[0];
+    let mut connections = [BTreeSet::new(), BTreeSet::new()];
+    for fragment in state.persisted("cam") {
+        connections[usize::from(before == 0)].insert(fragment.connection);
+        before = before.saturating_sub(fragment.frame_count);
+    }
+    let [first, second] = connections;
+    assert!(
+        !first.is_empty() && !second.is_empty() && first.is_disjoint(&second),
+        "{first:?} and {second:?}"
+    );
 }
 
 /// The program's list of nodes, by their paths.

@@ -1,7 +1,8 @@
 //! A USB camera, played by a process of its own: raw-gadget is the device, dummy_hcd the cable and uvcvideo, as everywhere,
 //! the driver. Ending the process pulls the plug.
 //!
-//! It offers H.264 (UVC 1.1, frame-based) and MJPEG at 640x480 over a bulk endpoint, at 15 and 30 frames a second.
+//! It offers H.264 (UVC 1.1, frame-based) and MJPEG in the size of its clip over a bulk endpoint, at 15 and 30 frames a
+//! second.
 
 use std::env;
 use std::ffi::c_void;
@@ -20,8 +21,17 @@ use rustix::ioctl::{Direction, Ioctl, IoctlOutput, Opcode, ioctl, opcode};
 
 use crate::rig::Clip;
 
-/// Set in the process that is the camera.
+/// Set in the process that is the camera, to the picture that it takes.
 const PLAY: &str = "KVS_TEST_PLAY_USB";
+
+/// What it delivers.
+#[derive(Debug, Clone, Copy)]
+pub enum Takes {
+    /// 640x480 at 15 frames a second.
+    Small,
+    /// 1280x720 at 30.
+    Large,
+}
 
 /// What it calls itself.
 const PRODUCT: &str = "Gate Camera";
@@ -33,7 +43,7 @@ pub struct UsbCamera {
 
 impl UsbCamera {
     /// Plugs it in; its node comes with it.
-    pub fn plug() -> (Self, PathBuf) {
+    pub fn plug(takes: Takes) -> (Self, PathBuf) {
         let before = nodes();
         let process = Command::new(env::current_exe().unwrap())
             .args([
@@ -42,7 +52,7 @@ impl UsbCamera {
                 "--include-ignored",
                 "--nocapture",
             ])
-            .env(PLAY, "1")
+            .env(PLAY, format!("{takes:?}"))
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
@@ -83,11 +93,12 @@ fn nodes() -> Vec<PathBuf> {
 #[test]
 #[ignore = "is a process that another test starts"]
 fn the_process_that_is_a_usb_camera() {
-    if env::var_os(PLAY).is_none() {
-        println!("only a process that a test starts does this");
-        return;
-    }
-    Gadget::open().unwrap().run(&Clip::small(Codec::H264));
+    let clip = match env::var(PLAY).as_deref() {
+        Ok("Small") => Clip::small(Codec::H264),
+        Ok("Large") => Clip::large(Codec::H264),
+        _ => return println!("only a process that a test starts does this"),
+    };
+    Gadget::open(clip).unwrap().run();
 }
 
 /// Streaming goes over this endpoint, in packets of 512 bytes.
@@ -96,8 +107,6 @@ const ENDPOINT: [u8; 9] = [7, 5, 0x81, 2, 0x00, 0x02, 0, 0, 0];
 /// In 100 ns, as UVC counts: 15 and 30 frames a second.
 const INTERVALS: [u32; 2] = [666_666, 333_333];
 
-const WIDTH: u16 = 640;
-const HEIGHT: u16 = 480;
 const LONGEST_FRAME: u32 = 614_400;
 
 fn device_descriptor() -> Vec<u8> {
@@ -108,11 +117,12 @@ fn device_descriptor() -> Vec<u8> {
 }
 
 /// UVC 1.1, sections 3.7 and 3.9; the frame-based payload's specification, section 3.1.
-fn configuration_descriptor() -> Vec<u8> {
+fn configuration_descriptor(clip: &Clip) -> Vec<u8> {
+    let short = |number: u32| u16::try_from(number).unwrap().to_le_bytes();
     let frame_head = |subtype: u8| {
         let mut bytes = vec![34, 0x24, subtype, 1, 0];
-        bytes.extend(WIDTH.to_le_bytes());
-        bytes.extend(HEIGHT.to_le_bytes());
+        bytes.extend(short(clip.width));
+        bytes.extend(short(clip.height));
         bytes.extend([0, 0, 1, 0, 0, 0, 100, 0]); // bits a second, least and most
         bytes
     };
@@ -123,7 +133,7 @@ fn configuration_descriptor() -> Vec<u8> {
     formats.extend(*b"H264\0\0\x10\0\x80\0\0\xAA\0\x38\x9B\x71");
     formats.extend([16, 1, 0, 0, 0, 0, 1]); // variable size
     formats.extend(frame_head(0x11));
-    formats.extend(INTERVALS[0].to_le_bytes());
+    formats.extend(interval_of(clip).to_le_bytes());
     formats.extend([2, 0, 0, 0, 0]);
     formats.extend(intervals());
     formats.extend(colour);
@@ -168,6 +178,10 @@ fn string_descriptor(index: u8) -> Option<Vec<u8>> {
     }
     bytes[0] = u8::try_from(bytes.len()).unwrap();
     Some(bytes)
+}
+
+fn interval_of(clip: &Clip) -> u32 {
+    INTERVALS[usize::from(clip.fps == 30)]
 }
 
 /// What is negotiated: the probe and commit controls (UVC 1.1, section 4.3.1.1).
@@ -228,12 +242,13 @@ unsafe impl Ioctl for Pass {
 #[derive(Clone)]
 struct Gadget {
     file: Arc<File>,
+    clip: Arc<Clip>,
     /// The present frame interval, in 100 ns.
     interval: Arc<AtomicU32>,
 }
 
 impl Gadget {
-    fn open() -> io::Result<Self> {
+    fn open(clip: Clip) -> io::Result<Self> {
         let gadget = Self {
             file: Arc::new(
                 OpenOptions::new()
@@ -241,7 +256,8 @@ impl Gadget {
                     .write(true)
                     .open("/dev/raw-gadget")?,
             ),
-            interval: Arc::new(AtomicU32::new(INTERVALS[0])),
+            interval: Arc::new(AtomicU32::new(interval_of(&clip))),
+            clip: Arc::new(clip),
         };
         let mut init = vec![0; 257];
         init[..9].copy_from_slice(b"dummy_udc");
@@ -287,8 +303,8 @@ impl Gadget {
     }
 
     /// Answers the host until the process is killed.
-    fn run(&self, clip: &Clip) {
-        let mut settings = stream_settings(1, INTERVALS[0]);
+    fn run(&self) {
+        let mut settings = stream_settings(1, interval_of(&self.clip));
         let mut endpoint = None;
         let mut streams = false;
         loop {
@@ -310,7 +326,7 @@ impl Gadget {
             let take = || self.transfer(EP0_READ, 0, 0, &vec![0; length]);
             let result = match (kind, request, selector) {
                 (0x80, 6, 1) => answer(Some(device_descriptor())),
-                (0x80, 6, 2) => answer(Some(configuration_descriptor())),
+                (0x80, 6, 2) => answer(Some(configuration_descriptor(&self.clip))),
                 (0x80, 6, 3) => answer(string_descriptor(value)),
                 (0x80, 6, 6) => answer(Some(vec![10, 6, 0x00, 0x02, 0xEF, 2, 1, 64, 1, 0])),
                 // SET_CONFIGURATION
@@ -338,9 +354,9 @@ impl Gadget {
                     self.interval.store(interval, Ordering::Relaxed);
                     if let (2, false, Some(endpoint)) = (selector, streams, endpoint) {
                         streams = true;
-                        let (gadget, clip) = (self.clone(), clip.clone());
+                        let gadget = self.clone();
                         thread::Builder::new()
-                            .spawn(move || gadget.stream(endpoint, &clip))
+                            .spawn(move || gadget.stream(endpoint))
                             .unwrap();
                     }
                 }),
@@ -351,14 +367,20 @@ impl Gadget {
         }
     }
 
-    /// The clip over and over; while nobody reads, the write waits with a frame half sent.
-    fn stream(&self, endpoint: u16, clip: &Clip) {
+    /// The clip over and over, and of each frame the last piece half an interval after the others. While nobody reads, the
+    /// write waits, which may be in the middle of a frame.
+    fn stream(&self, endpoint: u16) {
         let mut due = Clock.now();
         let mut parity = 0;
-        for unit in clip.units.iter().cycle() {
+        for unit in self.clip.units.iter().cycle() {
+            let interval = Duration::from_nanos(100) * self.interval.load(Ordering::Relaxed);
             let chunks = unit.chunks(CHUNK).count();
             for (index, chunk) in unit.chunks(CHUNK).enumerate() {
                 let last = if index + 1 == chunks { 2 } else { 0 };
+                if last != 0 && index != 0 {
+                    // It is encoded while it is sent.
+                    thread::sleep(interval / 2);
+                }
                 // End of header, end of frame, frame id (UVC 1.1, section 2.4.3.3).
                 let mut payload = vec![2, 0x80 | last | parity];
                 payload.extend(chunk);
@@ -367,7 +389,7 @@ impl Gadget {
                 }
             }
             parity ^= 1;
-            due += Duration::from_nanos(100) * self.interval.load(Ordering::Relaxed);
+            due += interval;
             let now = Clock.now();
             due = due.max(now);
             thread::sleep(due.duration_since(now));
