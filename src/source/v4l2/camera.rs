@@ -26,6 +26,11 @@ const BUFFERS: u32 = 8;
 /// How long to leave a driver alone that said "ready" and had nothing, so that it does not eat the processor.
 const BREATH: Duration = Duration::from_millis(10);
 
+/// How long the node of a camera that was unplugged stays open. Linux wakes us before it has taken the device apart, and a
+/// node that is closed meanwhile may take the kernel along: seen on 6.1 with uvcvideo, where media_device_unregister_entity
+/// then uses what has just been freed.
+const UNPLUGGING: Duration = Duration::from_millis(500);
+
 /// The pixel formats that hold Annex B, in order of preference: H.264 plays everywhere. `H265` is what kernels of some
 /// camera chips call HEVC.
 const ENCODED: [([u8; 4], Codec); 3] = [
@@ -315,8 +320,11 @@ impl<K: Kernel> Camera<K> {
 
 impl<K: Kernel> Drop for Camera<K> {
     fn drop(&mut self) {
-        // A camera that went away has stopped by itself, and closing the node stops any other.
-        let _ = abi::stream_off(&self.kernel, self.planes);
+        // Closing the node would stop the stream as well. Of interest is whether there is still something to be stopped.
+        let stopped = abi::stream_off(&self.kernel, self.planes);
+        if stopped.is_err_and(|error| words::is(&error, Errno::NODEV)) {
+            thread::sleep(UNPLUGGING);
+        }
     }
 }
 
@@ -818,6 +826,10 @@ mod tests {
         camera.kernel.refuse(number::QBUF, Errno::NODEV);
         camera.kernel.refuse(number::STREAMOFF, Errno::NODEV);
         assert!(camera.read().is_err());
+        // The kernel is given time to take it apart.
+        let before = Clock.now();
+        drop(camera);
+        assert!(Clock.now() - before >= UNPLUGGING);
     }
 
     #[test]
