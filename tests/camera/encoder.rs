@@ -185,6 +185,30 @@ fn a_camera_chip_is_told_what_is_asked_and_streams() {
 
 #[test]
 #[ignore = "needs cameras: tests/camera/run has them"]
+fn a_camera_chip_that_has_both_gives_h265_when_that_is_asked() {
+    let path = given("KVS_TEST_CHIP_CAMERA");
+    let path = path.to_str().unwrap();
+    let clip = Clip::small(Codec::H265);
+    let _chip = Chip::start(&clip);
+    let arguments = ["--codec", "h265", "--size", "640x480", "--fps", "15"];
+    let arguments = [&["-D", path, "chip", "8"], arguments.as_slice()].concat();
+    let mut program = Program::start(&arguments);
+    program.says(&format!(
+        "capturing from {path} (Chip Camera): H.265 640x480 at 15/1"
+    ));
+    // Not asked for, and so not spoken of: this encoder has an interval for H.264 alone.
+    let outcome = program.end();
+    outcome.assert_persisted();
+    assert_recorded(&outcome, &clip, 0);
+    let complains = outcome
+        .log
+        .iter()
+        .any(|line| line.contains("all that is asked"));
+    assert!(!complains, "{:#?}", outcome.log);
+}
+
+#[test]
+#[ignore = "needs cameras: tests/camera/run has them"]
 fn what_a_camera_chip_loses_is_counted_and_a_key_frame_asked_for() {
     let path = given("KVS_TEST_CHIP_CAMERA");
     let clip = Clip::small(Codec::H264);

@@ -200,7 +200,7 @@ pub fn breaks(frames: &[usize], clip: &Clip) -> Vec<(usize, usize)> {
 }
 
 /// Streams the clip for some seconds; every frame that the program counts is in the recording, once, in order.
-pub fn stream(path: &Path, clip: &Clip, arguments: &[&str], channel: &str) {
+pub fn stream(path: &Path, clip: &Clip, arguments: &[&str], channel: &str) -> Outcome {
     let _feeder = Feeder::start(path, clip);
     let mut all = arguments.to_vec();
     all.extend([channel, "8"]);
@@ -213,6 +213,7 @@ pub fn stream(path: &Path, clip: &Clip, arguments: &[&str], channel: &str) {
     let frames = frames_in(&recording, clip);
     assert_eq!(frames.len(), persisted, "frames in the recording");
     assert_eq!(breaks(&frames, clip), []);
+    outcome
 }
 
 /// Before and after an interruption the recording has whole groups of pictures, and all that is counted as persisted.
