@@ -16,6 +16,8 @@ pub(super) struct Ledger {
     started: Duration,
     /// How many more buffers may be from before that: all that there are, until one is not.
     may_be_old: usize,
+    /// Whether there was a buffer.
+    begun: bool,
     sequence: Option<u32>,
     discontinuity: bool,
     losses: CameraLosses,
@@ -46,7 +48,8 @@ impl Ledger {
             0 => mapped,
             longest => longest.min(mapped),
         };
-        let full = self.sequence.is_none() && length >= brim;
+        let first = !std::mem::replace(&mut self.begun, true);
+        let full = first && length >= brim;
         // v4l2loopback begins with the last frame that it has, however old.
         let old = filled
             .captured
@@ -57,13 +60,17 @@ impl Ledger {
             0
         };
         let left_over = full || (old && self.may_be_old > 0);
-        let void = length == 0 || left_over;
-        self.follow(filled.sequence, damaged || void);
+        if left_over && !damaged {
+            // Nobody has lost what came between it and the start.
+            self.losses.void += 1;
+            return None;
+        }
+        self.follow(filled.sequence, damaged || length == 0);
         if damaged {
             self.losses.damaged += 1;
             self.lose();
             None
-        } else if void {
+        } else if length == 0 {
             self.losses.void += 1;
             None
         } else {
@@ -91,6 +98,7 @@ impl Ledger {
     pub(super) fn begin_anew(&mut self, started: Duration, buffers: usize) {
         self.started = started;
         self.may_be_old = buffers;
+        self.begun = false;
         self.sequence = None;
         self.discontinuity = true;
     }
@@ -188,7 +196,7 @@ mod tests {
             ..frame(sequence)
         };
         let lengths = vec![None, None, Some(5), Some(5)];
-        let filled = [old(3), old(4), frame(5), old(6)];
+        let filled = [old(3), old(4), frame(50), old(51)];
         assert_eq!(judge(filled), (lengths, losses(0, 0, 2)));
         // A driver whose times have nothing to do with ours is believed after as many as it can have had.
         let (lengths, _) = judge((0..20).map(old));
