@@ -33,6 +33,7 @@ pub(super) struct Seen {
 #[derive(Debug, Clone)]
 pub(super) struct Answers {
     pub(super) capabilities: Capabilities,
+    /// Empty where only who it is was asked.
     pub(super) formats: Vec<FourCC>,
 }
 

@@ -10,7 +10,8 @@ use super::choice::{Answers, BY_ID, BY_PATH, Seen, reason};
 use super::node::Node;
 use super::words;
 
-/// All video nodes, in the order of their numbers. They are asked and not touched: whether one is busy is left open.
+/// All video nodes, in the order of their numbers: who they are. A camera that is away is looked for among them every two
+/// seconds, so that they are asked for no more than that.
 pub(super) fn nodes() -> Vec<Seen> {
     let links = links();
     words::video_nodes()
@@ -30,12 +31,10 @@ pub(super) fn nodes() -> Vec<Seen> {
         .collect()
 }
 
-/// As [`nodes`], and whether somebody captures from them.
+/// As [`nodes`], with what they deliver and whether somebody captures from them. They are not touched.
 pub(super) fn nodes_in_use() -> Vec<Seen> {
     let mut nodes = nodes();
-    for node in &mut nodes {
-        node.busy = node.captures() && is_busy(&node.path);
-    }
+    nodes.iter_mut().for_each(look_into);
     nodes
 }
 
@@ -44,21 +43,23 @@ fn ask(path: &str) -> Result<Answers, String> {
         Node::open(Path::new(path)).map_err(|error| reason(words::cannot_open(path, error)))?;
     let capabilities =
         abi::capabilities(&node).map_err(|error| reason(words::not_a_camera(path, error)))?;
-    let planes = Planes::of(capabilities.flags);
     Ok(Answers {
-        // What captures nothing has none.
-        formats: abi::formats(&node, planes).unwrap_or_default(),
+        formats: Vec::new(),
         capabilities,
     })
 }
 
-/// Asks for no buffers, which changes nothing, and which the driver refuses when they are another's.
-fn is_busy(path: &Path) -> bool {
-    Node::open(path).is_ok_and(|node| {
-        let planes = abi::capabilities(&node).map(|capabilities| Planes::of(capabilities.flags));
-        let asked = planes.and_then(|planes| abi::request_buffers(&node, planes, 0));
-        asked.is_err_and(|error| words::is(&error, Errno::BUSY))
-    })
+fn look_into(seen: &mut Seen) {
+    let captures = seen.captures();
+    let (Ok(answers), Ok(node)) = (&mut seen.answers, Node::open(&seen.path)) else {
+        return;
+    };
+    let planes = Planes::of(answers.capabilities.flags);
+    // What captures nothing has none.
+    answers.formats = abi::formats(&node, planes).unwrap_or_default();
+    // Asking for no buffers changes nothing, and the driver refuses it when they are another's.
+    let asked = captures.then(|| abi::request_buffers(&node, planes, 0));
+    seen.busy = asked.is_some_and(|asked| asked.is_err_and(|error| words::is(&error, Errno::BUSY)));
 }
 
 /// The names that udev keeps, and the nodes that they lead to.
