@@ -7,7 +7,8 @@
  *   'e'  a buffer is damaged
  *   'z'  a buffer is empty
  *
- * Reading /dev/encoder-feed gives, in text, how often a key frame was asked for.
+ * Reading /dev/encoder-feed gives, in text, how often a key frame was asked for. With the parameter `old` it is a 32-bit
+ * kernel before 5.6, which does not know buffers with 64-bit time.
  */
 #include <linux/miscdevice.h>
 #include <linux/module.h>
@@ -25,6 +26,9 @@
 
 static int video_nr = -1;
 module_param(video_nr, int, 0444);
+
+static bool old;
+module_param(old, bool, 0644);
 
 struct buffer {
 	struct vb2_v4l2_buffer vb;
@@ -50,8 +54,7 @@ static struct v4l2_fract interval = { 1, 30 };
 static int queue_setup(struct vb2_queue *q, unsigned int *buffers, unsigned int *planes, unsigned int sizes[],
 		       struct device *alloc_devs[])
 {
-	/* A chip has few. */
-	*buffers = min(*buffers, 4U);
+	*buffers = clamp(*buffers, 2U, 8U);
 	*planes = 1;
 	sizes[0] = LONGEST_FRAME;
 	return 0;
@@ -243,13 +246,20 @@ static const struct v4l2_ioctl_ops ioctl_ops = {
 	.vidioc_streamoff = vb2_ioctl_streamoff,
 };
 
+static long ioctl(struct file *file, unsigned int call, unsigned long argument)
+{
+	bool about_buffer = call == VIDIOC_QUERYBUF || call == VIDIOC_QBUF || call == VIDIOC_DQBUF;
+
+	return old && about_buffer ? -ENOTTY : video_ioctl2(file, call, argument);
+}
+
 static const struct v4l2_file_operations video_ops = {
 	.owner = THIS_MODULE,
 	.open = v4l2_fh_open,
 	.release = vb2_fop_release,
 	.poll = vb2_fop_poll,
 	.mmap = vb2_fop_mmap,
-	.unlocked_ioctl = video_ioctl2,
+	.unlocked_ioctl = ioctl,
 };
 
 static int s_ctrl(struct v4l2_ctrl *control)

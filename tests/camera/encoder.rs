@@ -207,6 +207,29 @@ fn a_camera_chip_that_has_both_gives_h265_when_that_is_asked() {
     assert!(!complains, "{:#?}", outcome.log);
 }
 
+#[cfg(target_pointer_width = "32")]
+#[test]
+#[ignore = "needs cameras: tests/camera/run has them"]
+fn a_kernel_that_does_not_know_buffers_with_64_bit_time_streams() {
+    const OLD: &str = "/sys/module/encoder/parameters/old";
+    let path = given("KVS_TEST_CHIP_CAMERA");
+    let clip = Clip::small(Codec::H264);
+    let _chip = Chip::start(&clip);
+    for (old, layout) in [("Y", "layout=68"), ("N", "layout=80")] {
+        std::fs::write(OLD, old).unwrap();
+        let arguments = ["-v", "--size", "640x480", "--fps", "15", "-D"];
+        let arguments = [&arguments, [path.to_str().unwrap(), "chip", "8"].as_slice()].concat();
+        let outcome = Program::start(&arguments).end();
+        outcome.assert_persisted();
+        assert_recorded(&outcome, &clip, 0);
+        let mapped = outcome
+            .log
+            .iter()
+            .find(|line| line.contains("buffers mapped"));
+        assert!(mapped.unwrap().contains(layout), "{mapped:?}");
+    }
+}
+
 #[test]
 #[ignore = "needs cameras: tests/camera/run has them"]
 fn what_a_camera_chip_loses_is_counted_and_a_key_frame_asked_for() {
