@@ -235,7 +235,7 @@ fn a_kernel_that_does_not_know_buffers_with_64_bit_time_streams() {
 fn what_a_camera_chip_loses_is_counted_and_a_key_frame_asked_for() {
     let path = given("KVS_TEST_CHIP_CAMERA");
     let clip = Clip::small(Codec::H264);
-    let chip = Chip::start(&clip);
+    let encoder = Chip::start(&clip);
     let arguments = [
         "--size",
         "640x480",
@@ -249,7 +249,7 @@ fn what_a_camera_chip_loses_is_counted_and_a_key_frame_asked_for() {
     program.says("streaming connection=1");
     thread::sleep(Duration::from_secs(3));
     for accident in [Accident::NoBuffer, Accident::Empty, Accident::Damaged] {
-        chip.has(accident);
+        encoder.has(accident);
         thread::sleep(Duration::from_millis(2500));
     }
     let outcome = program.stop();

@@ -86,7 +86,7 @@ impl Run {
         let figures = std::mem::take(&mut *figures.lock().expect("nobody panics"));
         let pairs = figures.taken.windows(2);
         self.jitter
-            .extend(pairs.map(|pair| (pair[1] - pair[0]).abs_diff(EVERY)));
+            .extend(pairs.map(|pair| pair[1].saturating_sub(pair[0]).abs_diff(EVERY)));
         self.kept.extend(figures.kept);
         self.jitter.sort();
         self.kept.sort();

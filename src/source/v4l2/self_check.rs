@@ -251,6 +251,8 @@ fn made() -> Vec<Opcode> {
 
 /// Makes the system calls that a camera takes, on devices that are everywhere.
 fn touch() -> Result<(), String> {
+    /// Of a mapping: more than a page, and no whole number of them.
+    const LENGTH: u32 = 100_000;
     let on = |path: &str| {
         Node::open(Path::new(path)).map_err(|error| format!("{path} cannot be opened: {error}"))
     };
@@ -268,7 +270,6 @@ fn touch() -> Result<(), String> {
         Ok(Readiness::Buffer) => {}
         other => return Err(format!("poll of /dev/null says {other:?}")),
     }
-    const LENGTH: u32 = 100_000;
     match on("/dev/zero")?.map(0, LENGTH) {
         Ok(map) if map.len() == LENGTH as usize && map.iter().all(|byte| *byte == 0) => Ok(()),
         Ok(_) => Err("memory of /dev/zero is not zero".to_owned()),
