@@ -21,6 +21,7 @@ pub mod frame;
 pub mod kvs;
 pub mod log;
 pub mod mkv;
+pub mod operate;
 pub mod report;
 pub mod ring;
 pub mod shutdown;

@@ -1,0 +1,8 @@
+//! What an operator meets: how the producer is, how it is steered while it runs, and what the service manager is told.
+//!
+//! ```text
+//!   shell ──► client ──► protocol ═ Unix socket ═ protocol ──► socket ──► app
+//!                                                  health, metrics ◄──── app
+//! ```
+
+pub mod health;
