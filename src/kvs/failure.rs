@@ -53,6 +53,52 @@ pub enum Pace {
 }
 
 impl FailureKind {
+    /// All of them, in the order of the metrics.
+    pub const ALL: [Self; 18] = [
+        Self::Network,
+        Self::Stalled,
+        Self::Untrusted,
+        Self::NoCredentials,
+        Self::BadCredentials,
+        Self::NotPermitted,
+        Self::Clock,
+        Self::NotFound,
+        Self::NotActive,
+        Self::Throttled,
+        Self::ConnectionLimit,
+        Self::WrongEndpoint,
+        Self::Service,
+        Self::StreamLimit,
+        Self::FragmentRefused,
+        Self::Key,
+        Self::Fault,
+        Self::Invalid,
+    ];
+
+    /// Its label in the metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Network => "network",
+            Self::Stalled => "stalled",
+            Self::Untrusted => "untrusted",
+            Self::NoCredentials => "no_credentials",
+            Self::BadCredentials => "bad_credentials",
+            Self::NotPermitted => "not_permitted",
+            Self::Clock => "clock",
+            Self::NotFound => "not_found",
+            Self::NotActive => "not_active",
+            Self::Throttled => "throttled",
+            Self::ConnectionLimit => "connection_limit",
+            Self::WrongEndpoint => "wrong_endpoint",
+            Self::Service => "service",
+            Self::StreamLimit => "stream_limit",
+            Self::FragmentRefused => "fragment_refused",
+            Self::Key => "key",
+            Self::Fault => "fault",
+            Self::Invalid => "invalid",
+        }
+    }
+
     /// How soon to try again.
     pub fn pace(self) -> Pace {
         match self {

@@ -5,6 +5,7 @@ pub mod aws;
 pub mod control;
 pub mod credentials;
 pub mod failure;
+pub mod meters;
 pub mod service_clock;
 pub mod session;
 pub mod sign;

@@ -124,6 +124,28 @@ pub enum Call {
     Endpoint,
 }
 
+impl Call {
+    /// All of them, in the order of the metrics.
+    pub const ALL: [Self; 5] = [
+        Self::Credentials,
+        Self::Describe,
+        Self::Create,
+        Self::Tag,
+        Self::Endpoint,
+    ];
+
+    /// Its label in the metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Credentials => "credentials",
+            Self::Describe => "describe_stream",
+            Self::Create => "create_stream",
+            Self::Tag => "tag_stream",
+            Self::Endpoint => "get_data_endpoint",
+        }
+    }
+}
+
 /// What a call brought.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
