@@ -16,6 +16,7 @@ pub mod backoff;
 pub mod cli;
 pub mod clock;
 pub mod codec;
+pub mod codes;
 pub mod course;
 pub mod frame;
 pub mod kvs;

@@ -34,6 +34,7 @@ use super::sign::{self, PutMedia};
 use super::transport::untrusted;
 use crate::chain;
 use crate::clock::Clock;
+use crate::codes::Code;
 use crate::frame::{Codec, Timecode};
 
 /// For TCP and TLS of one call.
@@ -371,7 +372,7 @@ impl Aws {
                 let message = format!(
                     "{call} of {stream:?} at {place} was refused with {status} {code}{colon}{said}"
                 );
-                Failure::new(kind, message)
+                Failure::new(kind, message).with_code(Code::of_answer(status, code, said))
             }
             (_, Some(raw)) => {
                 let status = raw.status().as_u16();
@@ -379,7 +380,7 @@ impl Aws {
                 let advice = "is the endpoint that of Kinesis Video Streams?";
                 let message =
                     format!("{call} at {place}: the answer ({status}) cannot be read; {advice}");
-                Failure::new(kind, message)
+                Failure::new(kind, message).with_code(Code::of_answer(status, "", ""))
             }
             (error, None) => {
                 if let Some(reason @ rustls::Error::InvalidCertificate(_)) = tls_error(error) {

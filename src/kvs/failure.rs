@@ -4,6 +4,8 @@
 
 use std::time::Duration;
 
+use crate::codes::Code;
+
 /// What went wrong, as far as it decides what to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FailureKind {
@@ -99,6 +101,30 @@ impl FailureKind {
         }
     }
 
+    /// The code of a failure of which nothing more is known.
+    pub fn code(self) -> Code {
+        match self {
+            Self::Network => Code::NETWORK,
+            Self::Stalled => Code::STALLED,
+            Self::Untrusted => Code::UNTRUSTED,
+            Self::NoCredentials => Code::NO_CREDENTIALS,
+            Self::BadCredentials => Code::of_answer(401, "", ""),
+            Self::NotPermitted => Code::of_answer(403, "AccessDenied", ""),
+            Self::Clock => Code::of_answer(400, "RequestExpired", ""),
+            Self::NotFound => Code::of_answer(404, "ResourceNotFound", ""),
+            Self::NotActive => Code::of_error_ack(4008, ""),
+            Self::Throttled => Code::of_answer(400, "Throttling", ""),
+            Self::ConnectionLimit => Code::of_answer(400, "ConnectionLimitExceeded", ""),
+            Self::WrongEndpoint => Code::of_answer(400, "InvalidEndpoint", ""),
+            Self::Service => Code::of_answer(500, "", ""),
+            Self::StreamLimit => Code::of_answer(400, "AccountStreamLimitExceeded", ""),
+            Self::FragmentRefused => Code::of_error_ack(4006, ""),
+            Self::Key => Code::of_error_ack(4503, ""),
+            Self::Fault => Code::FAULT,
+            Self::Invalid => Code::of_answer(400, "", ""),
+        }
+    }
+
     /// How soon to try again.
     pub fn pace(self) -> Pace {
         match self {
@@ -154,6 +180,8 @@ impl FailureKind {
 pub struct Failure {
     /// What it is.
     pub kind: FailureKind,
+    /// Which text explains it.
+    pub code: Code,
     /// What failed, where, and what the other side said.
     pub message: String,
 }
@@ -163,8 +191,14 @@ impl Failure {
     pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
         Self {
             kind,
+            code: kind.code(),
             message: message.into(),
         }
+    }
+
+    /// The same, when more is known of what it is.
+    pub fn with_code(self, code: Code) -> Self {
+        Self { code, ..self }
     }
 }
 
@@ -286,6 +320,8 @@ mod tests {
         (400, "InvalidEndpointException", ""),
         (400, "TagsPerResourceExceededLimitException", ""),
         (400, "ThrottlingException", ""),
+        (400, "VersionMismatchException", ""),
+        (400, "NoDataRetentionException", ""),
         (503, "ServiceUnavailable", ""),
         (500, "InternalFailure", ""),
         (400, "RequestExpired", ""),
@@ -304,6 +340,13 @@ mod tests {
             "InvalidSignatureException",
             "The request signature we calculated does not match",
         ),
+        (
+            403,
+            "InvalidSignatureException",
+            "Credential should be scoped to a valid region",
+        ),
+        (400, "IncompleteSignatureException", ""),
+        (403, "MissingAuthenticationTokenException", ""),
         (403, "InvalidClientTokenId", ""),
         (403, "UnrecognizedClientException", ""),
         (403, "ExpiredTokenException", ""),
@@ -370,8 +413,9 @@ mod tests {
             let close = if message.is_empty() { "" } else { ")" };
             writeln!(
                 table,
-                "{status} {error}{hint}{words}{close}: {kind:?}, {:?}",
-                kind.pace()
+                "{status} {error}{hint}{words}{close}: {kind:?}, {:?}, {}",
+                kind.pace(),
+                Code::of_answer(status, error, message)
             )
             .expect("a String");
         }
@@ -379,8 +423,9 @@ mod tests {
             let (verdict, kind) = of_error_ack(id, code);
             writeln!(
                 table,
-                "{id} {code}: {verdict:?}, {kind:?}, {:?}",
-                kind.pace()
+                "{id} {code}: {verdict:?}, {kind:?}, {:?}, {}",
+                kind.pace(),
+                Code::of_error_ack(id, code)
             )
             .expect("a String");
             if id != 4012 && id != 0 {

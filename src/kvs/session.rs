@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use super::ack::{Ack, AckKind};
 use super::failure::{self, Failure, FailureKind, Pace, Verdict};
 use crate::backoff::Backoff;
+use crate::codes::Code;
 use crate::frame::Timecode;
 use crate::ring::ConnectionId;
 
@@ -616,6 +617,7 @@ impl Session {
                 let failure = Failure {
                     kind: FailureKind::Invalid,
                     message: format!("{}; {advice}", failure.message),
+                    ..failure
                 };
                 self.fail(failure, now);
             }
@@ -790,7 +792,8 @@ impl Session {
             self.note(Note::FragmentRefused(timecode, message.clone()));
         }
         self.actions.push_back(Action::Close(id));
-        self.lost(id, Failure::new(kind, message), now);
+        let failure = Failure::new(kind, message).with_code(Code::of_error_ack(error, code));
+        self.lost(id, failure, now);
     }
 
     fn lost(&mut self, id: ConnectionId, failure: Failure, now: Now) {

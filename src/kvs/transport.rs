@@ -28,6 +28,7 @@ use super::service_clock::ServiceClock;
 use super::session::Event;
 use super::upload::UploadBody;
 use crate::chain;
+use crate::codes::Code;
 use crate::ring::ConnectionId;
 
 /// What the kernel may hold of what was handed to it, in bytes (it doubles the number for its own book-keeping). Enough for
@@ -223,16 +224,17 @@ async fn refusal(response: http::Response<Incoming>) -> Failure {
         .find_map(|key| said[*key].as_str())
         .map(failure::words)
         .unwrap_or_default();
-    let kind = failure::of_answer(head.status.as_u16(), error, message);
+    let status = head.status.as_u16();
+    let kind = failure::of_answer(status, error, message);
     let request = header(&head.headers, &["x-amzn-requestid", "x-amz-requestid"]);
-    let mut text = format!("PutMedia was refused with {} {error}", head.status.as_u16());
+    let mut text = format!("PutMedia was refused with {status} {error}");
     for (before, part) in [(": ", message), ("; request id ", request)] {
         if !part.is_empty() {
             text.push_str(before);
             text.push_str(part);
         }
     }
-    Failure::new(kind, text)
+    Failure::new(kind, text).with_code(Code::of_answer(status, error, message))
 }
 
 /// The exception's name: `x-amzn-ErrorType` may go on with a colon and an address.
