@@ -25,7 +25,6 @@ pub struct Report {
 impl Report {
     /// The report as one JSON object. Durations in seconds, sizes in bytes of payload.
     pub fn json(&self) -> Value {
-        let amount = |amount: Amount| json!({ "frames": amount.frames, "bytes": amount.bytes });
         let counts = &self.counts;
         let mut dropped = amount(counts.dropped_in_all());
         dropped["by_reason"] = DropReason::ALL
@@ -51,6 +50,11 @@ impl Report {
             "failure": self.failure,
         })
     }
+}
+
+/// Frames and bytes as JSON.
+pub fn amount(amount: Amount) -> Value {
+    json!({ "frames": amount.frames, "bytes": amount.bytes })
 }
 
 impl fmt::Display for Report {
