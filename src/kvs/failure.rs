@@ -197,6 +197,7 @@ impl Failure {
     }
 
     /// The same, when more is known of what it is.
+    #[must_use]
     pub fn with_code(self, code: Code) -> Self {
         Self { code, ..self }
     }

@@ -236,13 +236,13 @@ mod tests {
         Facts {
             now,
             wall: SANE_WALL,
-            since: now - Duration::from_hours(1),
+            since: before(now, Duration::from_hours(1)),
             paused: false,
             draining: false,
             last_frame: Some(now),
             streaming: true,
             failure: None,
-            last_persisted: Some(now - Duration::from_secs(2)),
+            last_persisted: Some(before(now, Duration::from_secs(2))),
             fragment: Duration::from_secs(2),
             behind: Duration::from_millis(100),
         }
@@ -252,11 +252,15 @@ mod tests {
         Clock.now() + Duration::from_hours(2)
     }
 
+    fn before(now: Instant, time: Duration) -> Instant {
+        now.checked_sub(time).expect("`now` is hours ahead")
+    }
+
     #[test]
     fn persisted_within_15_s_is_healthy_whatever_else() {
         let now = now();
         for (ago, healthy) in [(0, true), (15, true), (16, false)] {
-            let last_persisted = Some(now - Duration::from_secs(ago));
+            let last_persisted = Some(before(now, Duration::from_secs(ago)));
             let facts = Facts {
                 last_persisted,
                 ..streaming(now)
@@ -276,7 +280,7 @@ mod tests {
         let now = now();
         let facts = Facts {
             fragment: Duration::from_secs(10),
-            last_persisted: Some(now - Duration::from_secs(30)),
+            last_persisted: Some(before(now, Duration::from_secs(30))),
             ..streaming(now)
         };
         assert!(Health::of(&facts).healthy);
@@ -326,7 +330,7 @@ mod tests {
         let facts = Facts {
             failure: Some(&failure),
             streaming: false,
-            wall: Duration::from_secs(60),
+            wall: Duration::from_mins(1),
             ..streaming(now)
         };
         assert_eq!(Health::of(&facts).state, State::ClockWrong);
@@ -353,7 +357,7 @@ mod tests {
     fn a_camera_is_missed_after_5_s_and_lateness_after_2() {
         let now = now();
         let facts = Facts {
-            last_frame: Some(now - Duration::from_secs(5)),
+            last_frame: Some(before(now, Duration::from_secs(5))),
             ..streaming(now)
         };
         let health = Health::of(&facts);
@@ -370,7 +374,7 @@ mod tests {
     fn only_what_cannot_be_explained_is_worth_a_restart() {
         let now = now();
         let stuck = Facts {
-            last_persisted: Some(now - Duration::from_mins(1)),
+            last_persisted: Some(before(now, Duration::from_mins(1))),
             ..streaming(now)
         };
         assert!(!Health::of(&stuck).is_alive(&stuck));

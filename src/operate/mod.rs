@@ -5,6 +5,8 @@
 //!                                                  health, metrics ◄──── app
 //! ```
 
+pub mod client;
 pub mod health;
 pub mod metrics;
 pub mod protocol;
+pub mod socket;
