@@ -187,6 +187,8 @@ mod tests {
             total_bytes: 1,
             available_bytes: 1,
             oldest_unsent: None,
+            unsent_bytes: 0,
+            oldest: None,
             newest: None,
             fragments: 0,
         };
@@ -240,6 +242,8 @@ mod tests {
             total_bytes: 2000,
             available_bytes: 1500,
             oldest_unsent: Some(MediaTime(8_500)),
+            unsent_bytes: 0,
+            oldest: None,
             newest: None,
             fragments: 1,
         };

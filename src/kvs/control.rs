@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustls::ClientConfig;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -11,13 +11,14 @@ use tracing::{debug, error, info, warn};
 
 use super::aws::Aws;
 use super::failure::{Failure, FailureKind, Pace};
-use super::session::{Action, Call, Event, Note, Now, Outcome, Session, Settings};
+use super::meters::Meters;
+use super::session::{Action, Call, Event, Note, Now, Outcome, Reset, Session, Settings};
 use super::transport::{self, Route, Sockets, Start};
 use super::upload::{Handle, UploadBody};
 use crate::clock::Clock;
-use crate::frame::{Codec, Timecode};
+use crate::frame::{Codec, MediaTime, Timecode};
 use crate::ring::shared::Reader;
-use crate::ring::{ConnectionId, Peek};
+use crate::ring::{Amount, ConnectionId, Peek, Ring};
 
 /// What the status line and the report want to know of the network side.
 #[derive(Debug, Clone, Default)]
@@ -28,15 +29,40 @@ pub struct Status {
     pub streaming: bool,
     /// The fragment confirmed last, and when on our monotonic clock.
     pub last_persisted: Option<(Timecode, Instant)>,
+    /// How long that one was.
+    pub fragment: Duration,
+    /// Whether there is no connection at all.
+    pub idle: bool,
+    /// What failed last, unless a fragment was confirmed since.
+    pub failure: Option<Failure>,
+    /// How far this machine's clock is behind the service's, in ms; `None` while nobody could say.
+    pub clock_behind_ms: Option<i64>,
+    /// What happened so far.
+    pub meters: Meters,
 }
 
 /// What the application tells a running control task.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Order {
     /// The source is at its end: send what is held, until then.
     Drain(Instant),
+    /// Send nothing for now: [`Status::idle`] tells when the last connection is closed.
+    Pause,
+    /// Go on.
+    Resume,
+    /// Begin anew, and tell what that came to.
+    Reset(Reset, oneshot::Sender<Anew>),
     /// End now.
     Abort,
+}
+
+/// What a reset came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Anew {
+    /// Thrown away.
+    pub discarded: Amount,
+    /// Fragments that will be sent again.
+    pub again: usize,
 }
 
 struct Live {
@@ -83,6 +109,8 @@ pub struct Control {
     live: HashMap<ConnectionId, Live>,
     status: watch::Sender<Status>,
     sockets: Sockets,
+    /// What was given up or goes out again since the last order.
+    anew: Anew,
 }
 
 impl Control {
@@ -90,6 +118,10 @@ impl Control {
     pub fn new(means: Means) -> Self {
         let (sender, events) = mpsc::unbounded_channel();
         let first = ConnectionId(means.status.borrow().connections);
+        let now = means.clock.now();
+        means
+            .status
+            .send_modify(|status| status.meters.take_over(now));
         Self {
             session: Session::new(means.settings.clone()).numbered_from(first),
             settings: means.settings,
@@ -104,6 +136,7 @@ impl Control {
             live: HashMap::new(),
             status: means.status,
             sockets: means.sockets,
+            anew: Anew::default(),
         }
     }
 
@@ -112,6 +145,7 @@ impl Control {
         self.tasks.spawn(self.aws.clone().keep_credentials());
         self.settle(Event::Tick);
         loop {
+            let mut reply = None;
             if let Some(outcome) = self.session.outcome() {
                 return outcome.clone();
             }
@@ -124,10 +158,7 @@ impl Control {
             };
             let event = tokio::select! {
                 biased;
-                Some(order) = orders.recv() => match order {
-                    Order::Drain(until) => Event::Drain(until),
-                    Order::Abort => Event::Abort,
-                },
+                Some(order) = orders.recv() => self.take(order, &mut reply),
                 Some(event) = self.events.recv() => event,
                 () = timer => Event::Tick,
                 () = self.ring.unsent(), if self.session.awaits_media() => Event::Tick,
@@ -141,12 +172,41 @@ impl Control {
                 }
             };
             self.settle(event);
+            if let Some(reply) = reply {
+                // Whoever asked may be gone.
+                let _ = reply.send(self.anew);
+            }
+        }
+    }
+
+    /// What an order means for the session, and whom to tell what it came to.
+    fn take(&mut self, order: Order, reply: &mut Option<oneshot::Sender<Anew>>) -> Event {
+        self.anew = Anew::default();
+        match order {
+            Order::Drain(until) => {
+                self.ring.with(|ring| ring.set_paused(false));
+                Event::Drain(until)
+            }
+            Order::Pause => {
+                self.ring.with(|ring| ring.set_paused(true));
+                Event::Pause
+            }
+            Order::Resume => {
+                self.ring.with(|ring| ring.set_paused(false));
+                Event::Resume
+            }
+            Order::Reset(what, done) => {
+                *reply = Some(done);
+                Event::Reset(what)
+            }
+            Order::Abort => Event::Abort,
         }
     }
 
     /// Hands an event to the session and does all that it says. What that changes is handed over as a tick, until nothing
     /// is left to do.
     fn settle(&mut self, event: Event) {
+        self.measure(&event);
         if let Event::Lost(id, _) = &event {
             self.live.remove(id);
         }
@@ -172,12 +232,48 @@ impl Control {
         }
         let connections = self.session.connections_opened();
         let streaming = self.session.is_streaming();
+        let idle = self.session.is_idle();
+        let failure = self.session.last_failure();
+        let behind_ms = self.aws.clock().behind_ms();
         self.status.send_if_modified(|status| {
-            let changed = (status.connections, status.streaming) != (connections, streaming);
-            status.connections = connections;
-            status.streaming = streaming;
+            let after = (connections, streaming, idle);
+            let changed = (status.connections, status.streaming, status.idle) != after;
+            (status.connections, status.streaming, status.idle) = after;
+            status.clock_behind_ms = behind_ms;
+            if status.failure.as_ref() != failure {
+                status.failure = failure.cloned();
+            }
             changed
         });
+    }
+
+    /// Counts what happens. Nobody waits for that.
+    fn measure(&self, event: &Event) {
+        let to_wire = match event {
+            Event::Begun(_, timecode) => self
+                .ring
+                .with(|ring| ring.captured_at(*timecode))
+                .map(|captured| self.since(captured)),
+            _ => None,
+        };
+        self.meter(|meters, now| {
+            meters.observe(event, now);
+            if let Some(latency) = to_wire {
+                meters.to_wire.observe(latency);
+            }
+        });
+    }
+
+    fn meter(&self, count: impl FnOnce(&mut Meters, Instant)) {
+        let now = self.clock.now();
+        self.status.send_if_modified(|status| {
+            count(&mut status.meters, now);
+            false
+        });
+    }
+
+    fn since(&self, captured: MediaTime) -> Duration {
+        Duration::from_millis(self.clock.media().0.saturating_sub(captured.0))
     }
 
     fn now(&self) -> Now {
@@ -204,10 +300,12 @@ impl Control {
                 if let Some(live) = self.live.remove(&id) {
                     debug!(connection = %id, "connection closed");
                     live.abort.abort();
+                    self.meter(|meters, now| meters.ended(id, now));
                 }
             }
             Action::Rewind(id) => {
                 let again = self.ring.with(|ring| ring.rewind(id));
+                self.anew.again += again;
                 if again > 0 {
                     info!(connection = %id, fragments = again, "will be sent again");
                 }
@@ -216,7 +314,20 @@ impl Control {
             Action::Refuse(timecode) => {
                 self.ring.with(|ring| ring.refuse_fragment(timecode));
             }
-            Action::Note(note) => log(&note),
+            Action::Discard => {
+                let discarded = self.ring.with(Ring::discard);
+                self.anew.discarded = discarded;
+                info!(
+                    frames = discarded.frames,
+                    "what the buffer held is thrown away, as somebody wants it"
+                );
+            }
+            Action::Note(note) => {
+                if let Note::Failed(failure, _) = &note {
+                    self.meter(|meters, _| meters.failed(failure));
+                }
+                log(&note);
+            }
         }
         None
     }
@@ -229,6 +340,7 @@ impl Control {
         });
         let codec = codec.or(self.codec);
         let limit = self.settings.limit(call);
+        self.meter(|meters, now| meters.calling(call, now));
         self.tasks.spawn(async move {
             let reply = aws.call(call, codec, limit).await;
             let _ = sender.send(Event::Replied(call, reply));
@@ -237,6 +349,7 @@ impl Control {
 
     fn open(&mut self, id: ConnectionId, origin: String) {
         debug!(connection = %id, origin, "connecting");
+        self.meter(|meters, now| meters.opened(id, now));
         let (start, started) = oneshot::channel();
         let tls = Arc::clone(&self.tls);
         let route = Route {
@@ -298,9 +411,13 @@ impl Control {
             return;
         };
         debug!(%timecode, frames = fragment.amount.frames, bytes = fragment.amount.bytes, "fragment persisted");
-        let at = self.clock.now();
-        self.status
-            .send_modify(|status| status.last_persisted = Some((timecode, at)));
+        let (at, latency) = (self.clock.now(), self.since(fragment.began));
+        let lasted = fragment.ended.0.saturating_sub(fragment.began.0);
+        self.status.send_modify(|status| {
+            status.last_persisted = Some((timecode, at));
+            status.fragment = Duration::from_millis(lasted);
+            status.meters.to_persisted.observe(latency);
+        });
     }
 }
 
@@ -309,8 +426,12 @@ fn log(note: &Note) {
         Note::Failed(failure, wait) => {
             let wait_s = wait.as_secs_f32();
             match failure.kind.pace() {
-                Pace::Soon => warn!(retry_in_s = wait_s, "{}", failure.message),
-                Pace::Slow => error!(retry_in_s = wait_s, "{}", failure.message),
+                Pace::Soon => {
+                    warn!(retry_in_s = wait_s, code = %failure.code, "{}", failure.message)
+                }
+                Pace::Slow => {
+                    error!(retry_in_s = wait_s, code = %failure.code, "{}", failure.message)
+                }
             }
         }
         Note::Creating => info!("the stream is not there: creating it"),

@@ -56,7 +56,7 @@ pub enum Pace {
 
 impl FailureKind {
     /// All of them, in the order of the metrics.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 17] = [
         Self::Network,
         Self::Stalled,
         Self::Untrusted,
@@ -73,7 +73,6 @@ impl FailureKind {
         Self::StreamLimit,
         Self::FragmentRefused,
         Self::Key,
-        Self::Fault,
         Self::Invalid,
     ];
 
@@ -96,7 +95,6 @@ impl FailureKind {
             Self::StreamLimit => "stream_limit",
             Self::FragmentRefused => "fragment_refused",
             Self::Key => "key",
-            Self::Fault => "fault",
             Self::Invalid => "invalid",
         }
     }
@@ -120,7 +118,6 @@ impl FailureKind {
             Self::StreamLimit => Code::of_answer(400, "AccountStreamLimitExceeded", ""),
             Self::FragmentRefused => Code::of_error_ack(4006, ""),
             Self::Key => Code::of_error_ack(4503, ""),
-            Self::Fault => Code::FAULT,
             Self::Invalid => Code::of_answer(400, "", ""),
         }
     }

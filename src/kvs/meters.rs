@@ -140,6 +140,14 @@ impl Meters {
         self.ended += 1;
     }
 
+    /// Whoever counted before is gone, and its connections with it.
+    pub fn take_over(&mut self, now: Instant) {
+        self.calling = None;
+        while let Some((id, _)) = self.open.first().copied() {
+            self.ended(id, now);
+        }
+    }
+
     /// The session goes on anew because of this.
     pub fn failed(&mut self, failure: &Failure) {
         self.lost[failure.kind as usize] += 1;

@@ -57,6 +57,13 @@ impl ServiceClock {
             .is_some()
     }
 
+    /// How far this machine's clock was behind the service's when that was last news, in ms; negative when it was ahead.
+    /// `None` while the service has not told its time.
+    pub fn behind_ms(&self) -> Option<i64> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.map(|known| known.behind_ms)
+    }
+
     /// Learns from an answer's headers. Only those of the service count, which have a request id: a metadata service on
     /// this machine has no better clock than we have.
     pub fn hear(&self, headers: &HeaderMap) {

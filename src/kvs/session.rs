@@ -211,8 +211,23 @@ pub enum Event {
     Lost(ConnectionId, Failure),
     /// The source is at its end or was stopped: until the time given what is held may still be sent.
     Drain(Instant),
+    /// Somebody wants nothing to be uploaded for now: the fragment under way is the last.
+    Pause,
+    /// Somebody wants it to go on.
+    Resume,
+    /// Somebody wants new connections.
+    Reset(Reset),
     /// End now.
     Abort,
+}
+
+/// What somebody wants to begin anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reset {
+    /// The connections: what is not confirmed is sent again.
+    Connections,
+    /// Everything: what is held is thrown away, and the stream is looked at as at the start.
+    All,
 }
 
 /// What surrounds an event.
@@ -247,6 +262,8 @@ pub enum Action {
     Confirm(Timecode),
     /// The fragment leaves the ring: it is refused.
     Refuse(Timecode),
+    /// All that the ring holds is thrown away.
+    Discard,
     /// Something for the log.
     Note(Note),
 }
@@ -385,6 +402,7 @@ pub struct Session {
     backoff: Backoff,
     wait: Option<Instant>,
     drain: Option<Instant>,
+    paused: bool,
     ever: Ever,
     /// When the first failure was.
     failing_since: Option<Instant>,
@@ -410,6 +428,7 @@ impl Session {
             backoff,
             wait: None,
             drain: None,
+            paused: false,
             ever: Ever::default(),
             failing_since: None,
             last_failure: None,
@@ -470,7 +489,16 @@ impl Session {
             Event::BodyEnded(id, _) => self.body_ended(id, now),
             Event::Ack(id, ack) => self.acknowledged(id, ack, now),
             Event::Lost(id, failure) => self.lost(id, failure, now),
-            Event::Drain(until) => self.drain = Some(until),
+            Event::Drain(until) => {
+                self.drain = Some(until);
+                self.paused = false;
+            }
+            Event::Pause => self.pause(),
+            Event::Resume => {
+                self.paused = false;
+                self.wait = None;
+            }
+            Event::Reset(what) => self.reset(what),
             Event::Abort => self.end(Outcome::OutOfTime(self.last_failure.clone())),
         }
         self.watch(now);
@@ -488,8 +516,8 @@ impl Session {
         if self.outcome.is_some() {
             return None;
         }
-        // While a call or a connection is under way it brings the next event.
-        let free = self.call.is_none() && !self.preparing();
+        // While a call or a connection is under way it brings the next event; a pause ends by an event.
+        let free = self.call.is_none() && !self.preparing() && !self.paused;
         let look = match self.stream {
             Stream::Pending { look, .. } => Some(look),
             _ => None,
@@ -518,6 +546,7 @@ impl Session {
     /// Whether only a frame in the ring makes a next step possible.
     pub fn awaits_media(&self) -> bool {
         self.outcome.is_none()
+            && !self.paused
             && self.call.is_none()
             && self.wait.is_none()
             && matches!(self.stream, Stream::Active | Stream::Missing)
@@ -544,6 +573,11 @@ impl Session {
     pub fn is_streaming(&self) -> bool {
         self.carrier()
             .is_some_and(|connection| connection.phase == Phase::Streaming)
+    }
+
+    /// Whether there is no connection, not even one whose last acknowledgements are awaited.
+    pub fn is_idle(&self) -> bool {
+        self.connections.is_empty()
     }
 
     /// What failed last, unless a fragment was confirmed since.
@@ -719,6 +753,45 @@ impl Session {
             connection.since = now.at;
             self.drop_empty();
         }
+    }
+
+    /// What was prepared goes, what carries media ends at a fragment boundary.
+    fn pause(&mut self) {
+        if self.drain.is_some() {
+            return;
+        }
+        self.paused = true;
+        let actions = &mut self.actions;
+        self.connections.retain_mut(|connection| {
+            let prepared = connection.phase <= Phase::Ready;
+            if prepared {
+                actions.push_back(Action::Close(connection.id));
+            } else if connection.phase < Phase::Draining && !connection.finishing {
+                connection.finishing = true;
+                actions.push_back(Action::Finish(connection.id));
+            }
+            !prepared
+        });
+    }
+
+    fn reset(&mut self, what: Reset) {
+        for connection in self.connections.drain(..) {
+            self.actions.push_back(Action::Close(connection.id));
+            if what == Reset::Connections && connection.phase > Phase::Ready {
+                self.actions.push_back(Action::Rewind(connection.id));
+            }
+        }
+        if what == Reset::All {
+            self.actions.push_back(Action::Discard);
+            self.stream = Stream::Unknown;
+            self.retains = None;
+            self.tagged = false;
+            self.endpoint = None;
+        }
+        self.backoff.reset();
+        self.wait = None;
+        self.failing_since = None;
+        self.last_failure = None;
     }
 
     fn acknowledged(&mut self, id: ConnectionId, ack: Ack, now: Now) {
@@ -1012,7 +1085,7 @@ impl Session {
     // ---- what comes next ----
 
     fn advance(&mut self, now: Now) {
-        if self.outcome.is_some() || self.call.is_some() || self.preparing() {
+        if self.outcome.is_some() || self.paused || self.call.is_some() || self.preparing() {
             return;
         }
         if self.wait.is_some_and(|until| now.at < until) {

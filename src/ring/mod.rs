@@ -87,13 +87,15 @@ pub enum DropReason {
     RingFull,
     /// The service refused the fragment for its own sake.
     Refused,
+    /// Somebody wanted it so: a reset, or uploading was paused for longer than the ring holds.
+    OnOrder,
     /// Still in the ring when the program had to end.
     NotSentInTime,
 }
 
 impl DropReason {
     /// All of them, in the order of the reports.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::BeforeKeyFrame,
         Self::NoParameterSets,
         Self::CameraGap,
@@ -101,6 +103,7 @@ impl DropReason {
         Self::FrameTooLarge,
         Self::RingFull,
         Self::Refused,
+        Self::OnOrder,
         Self::NotSentInTime,
     ];
 
@@ -114,6 +117,7 @@ impl DropReason {
             Self::FrameTooLarge => "frame_too_large",
             Self::RingFull => "ring_full",
             Self::Refused => "refused",
+            Self::OnOrder => "on_order",
             Self::NotSentInTime => "not_sent_in_time",
         }
     }
@@ -136,6 +140,7 @@ impl DropReason {
                 "the ring is full and the network does not keep up: lower the bitrate or give a larger --buffer"
             }
             Self::Refused => "the service refused the fragment",
+            Self::OnOrder => "a reset, or a pause longer than the buffer, was asked for",
             Self::NotSentInTime => "the program had to end",
         }
     }
@@ -261,6 +266,10 @@ pub struct Confirmed {
     pub id: FragmentId,
     /// Its frames and bytes.
     pub amount: Amount,
+    /// When its first frame was captured.
+    pub began: MediaTime,
+    /// When its last frame was captured.
+    pub ended: MediaTime,
 }
 
 /// How full the ring is and how far the network is behind.
@@ -272,6 +281,10 @@ pub struct Fill {
     pub available_bytes: usize,
     /// When the oldest frame was captured that was not handed to the network.
     pub oldest_unsent: Option<MediaTime>,
+    /// Payload that was not handed to the network.
+    pub unsent_bytes: usize,
+    /// When the oldest frame was captured.
+    pub oldest: Option<MediaTime>,
     /// When the newest frame was captured.
     pub newest: Option<MediaTime>,
     /// Fragments in the ring.
@@ -304,6 +317,9 @@ struct Fragment {
     parts: Vec<Bytes>,
     blocks: VecDeque<Block>,
     bytes: usize,
+    /// When its first and its last frame were captured, also when their tables were given up.
+    began: MediaTime,
+    ended: MediaTime,
     /// No more frames will come.
     complete: bool,
     /// The connection that carries it or carried it last.
@@ -319,10 +335,6 @@ struct Fragment {
 impl Fragment {
     fn start(&self) -> MediaTime {
         self.frames.first().map_or(MediaTime(0), |frame| frame.at)
-    }
-
-    fn end(&self) -> MediaTime {
-        self.frames.last().map_or(MediaTime(0), |frame| frame.at)
     }
 
     /// Empties it into `pool`; its tables keep their memory for the next fragment.
@@ -364,6 +376,8 @@ pub struct Ring {
     last_timecode: Option<Timecode>,
     silent: bool,
     closed: bool,
+    /// Nobody reads, because somebody wants it so: what a full ring gives up is no loss.
+    paused: bool,
     counts: Counts,
 }
 
@@ -398,6 +412,7 @@ impl Ring {
             last_timecode: None,
             silent: false,
             closed: false,
+            paused: false,
             counts: Counts::default(),
         }
     }
@@ -546,6 +561,8 @@ impl Ring {
             parts: Vec::new(),
             blocks: VecDeque::new(),
             bytes: 0,
+            began: MediaTime(0),
+            ended: MediaTime(0),
             complete: false,
             connection: None,
             sent_once: 0,
@@ -602,6 +619,10 @@ impl Ring {
         }
         let len = payload.len();
         fragment.bytes += len;
+        if index == 0 {
+            fragment.began = at;
+        }
+        fragment.ended = at;
         fragment.frames.push(Slot {
             at,
             key,
@@ -673,8 +694,12 @@ impl Ring {
         let Some(index) = self.fragments.iter().position(unsent) else {
             return false;
         };
-        self.counts.fragments_evicted += 1;
-        self.remove(index, DropReason::RingFull);
+        if self.paused {
+            self.remove(index, DropReason::OnOrder);
+        } else {
+            self.counts.fragments_evicted += 1;
+            self.remove(index, DropReason::RingFull);
+        }
         true
     }
 
@@ -877,9 +902,14 @@ impl Ring {
         amount.add(fragment.count, fragment.bytes);
         self.counts.persisted.add(fragment.count, fragment.bytes);
         self.counts.fragments_persisted += 1;
-        let id = fragment.id;
+        let confirmed = Confirmed {
+            id: fragment.id,
+            amount,
+            began: fragment.began,
+            ended: fragment.ended,
+        };
         self.recycle(fragment);
-        Some(Confirmed { id, amount })
+        Some(confirmed)
     }
 
     /// The service will not take the fragment with this timecode, ever: it leaves the ring, counted.
@@ -964,8 +994,31 @@ impl Ring {
     /// Gives up everything that is held, as the program ends.
     pub fn abandon(&mut self) {
         self.close();
+        self.give_up_all(DropReason::NotSentInTime);
+    }
+
+    /// Gives up everything that is held, because somebody wants a fresh start. The next key frame is the first. Returns what
+    /// was given up.
+    pub fn discard(&mut self) -> Amount {
+        self.break_fragment(DropReason::OnOrder);
+        self.give_up_all(DropReason::OnOrder)
+    }
+
+    /// Whether somebody wants nothing to be read for now. Then the ring keeps the newest media, and what it gives up for
+    /// that is counted for that reason.
+    pub fn set_paused(&mut self, paused: bool) {
+        self.paused = paused;
+    }
+
+    fn give_up_all(&mut self, reason: DropReason) -> Amount {
+        let before = self.counts.dropped_for(reason);
         while !self.fragments.is_empty() {
-            self.remove(0, DropReason::NotSentInTime);
+            self.remove(0, reason);
+        }
+        let after = self.counts.dropped_for(reason);
+        Amount {
+            frames: after.frames - before.frames,
+            bytes: after.bytes - before.bytes,
         }
     }
 
@@ -988,9 +1041,28 @@ impl Ring {
                 let index = self.index_at_cursor()? + 1;
                 self.fragments.get(index).map(Fragment::start)
             }),
-            newest: self.fragments.back().map(Fragment::end),
+            unsent_bytes: self.unsent_bytes(),
+            oldest: self.fragments.front().map(|fragment| fragment.began),
+            newest: self.fragments.back().map(|fragment| fragment.ended),
             fragments: self.fragments.len(),
         }
+    }
+
+    fn unsent_bytes(&self) -> usize {
+        let first = self.index_at_cursor().unwrap_or(self.fragments.len());
+        let handed = self.at_cursor().map_or(0, |fragment| {
+            let handed = self.cursor.begun.unwrap_or(0).min(fragment.frames.len());
+            let handed = &fragment.frames[..handed];
+            handed.iter().map(|frame| frame.len as usize).sum()
+        });
+        let from_first = self.fragments.range(first..);
+        from_first.map(|fragment| fragment.bytes).sum::<usize>() - handed
+    }
+
+    /// When the first frame of the fragment of this name was captured.
+    pub fn captured_at(&self, timecode: Timecode) -> Option<MediaTime> {
+        let index = self.named(timecode)?;
+        Some(self.fragments[index].began)
     }
 }
 

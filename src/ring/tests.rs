@@ -338,6 +338,48 @@ fn rewinding_one_connection_leaves_what_another_carried() {
 }
 
 #[test]
+fn a_fresh_start_gives_up_all_and_waits_for_a_key_frame() {
+    let (mut ring, camera) = (ring(64), Camera { track: track(0) });
+    for at in [0, 1000, 1040] {
+        camera.push(&mut ring, at, at != 1040, 50);
+    }
+    ring.begin(C0);
+    ring.take_frame(&mut VecDeque::new());
+    assert_eq!(ring.fill().unsent_bytes, 100);
+    assert_eq!(ring.discard().frames, 3);
+    let fill = ring.fill();
+    assert_eq!(
+        (fill.fragments, fill.unsent_bytes, fill.oldest),
+        (0, 0, None)
+    );
+    camera.push(&mut ring, 1080, false, 50);
+    camera.push(&mut ring, 2000, true, 50);
+    let counts = ring.counts();
+    assert_eq!(counts.dropped_for(DropReason::OnOrder).frames, 4);
+    ring.close();
+    assert_eq!(send(&mut ring, C1).0, [2000]);
+}
+
+#[test]
+fn what_a_paused_ring_turns_over_is_no_loss() {
+    let (mut ring, camera) = (ring(16), Camera { track: track(0) });
+    ring.set_paused(true);
+    for second in 0..20 {
+        camera.push(&mut ring, second * 1000, true, 2 * BLOCK);
+    }
+    let counts = ring.counts();
+    let given_up = counts.dropped_for(DropReason::OnOrder).frames;
+    assert!(given_up > 0 && counts.dropped_in_all().frames == given_up);
+    assert_eq!(counts.fragments_evicted, 0);
+    assert_eq!(ring.fill().newest, Some(MediaTime(19_000)));
+    ring.set_paused(false);
+    for second in 20..40 {
+        camera.push(&mut ring, second * 1000, true, 2 * BLOCK);
+    }
+    assert!(ring.counts().dropped_for(DropReason::RingFull).frames > 0);
+}
+
+#[test]
 fn rewinding_all_starts_at_the_first_fragment_whoever_carried_it() {
     let (mut ring, camera) = (ring(64), Camera { track: track(0) });
     for at in [0, 1000, 2000, 3000] {

@@ -381,6 +381,7 @@ impl<'a> World<'a> {
                     .map(drop)
                     .ok_or_else(|| format!("refused fragment {timecode} is not in the ring"))
             }
+            Action::Discard => Err("nobody has ordered a reset".into()),
             Action::Note(Note::Failed(failure, _)) => self.failed(&failure),
             Action::Note(_) => Ok(()),
         }

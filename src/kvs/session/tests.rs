@@ -752,3 +752,93 @@ fn a_rotation_that_is_due_waits_for_a_stream_that_is_created_anew() {
     assert_eq!(bench.fails(Call::Describe, FailureKind::NotFound), []);
     assert_eq!(bench.wait(3.0), []);
 }
+
+#[test]
+fn a_pause_ends_the_connection_in_order_and_opens_none_until_it_is_over() {
+    let mut bench = Bench::streaming(settings(), None);
+    bench.tell(Event::Begun(C0, Timecode(1)));
+    bench.tell(Event::Sent(C0, Timecode(1)));
+    assert_eq!(bench.tell(Event::Pause), [Action::Finish(C0)]);
+    assert_eq!(bench.tell(Event::Pause), [], "once is enough");
+    assert_eq!(bench.tell(Event::BodyEnded(C0, BodyEnd::Asked)), []);
+    assert!(!bench.session.is_idle(), "the last PERSISTED is awaited");
+    let persisted = Event::Ack(C0, ack(AckKind::Persisted, 1));
+    assert_eq!(
+        bench.tell(persisted),
+        [Action::Confirm(Timecode(1)), Action::Close(C0)]
+    );
+    assert!(bench.session.is_idle() && !bench.session.awaits_media());
+    assert_eq!(
+        bench.session.deadline(),
+        None,
+        "there is nothing to wake for"
+    );
+    assert_eq!(
+        bench.tell(Event::Resume),
+        [Action::Open(C1, "https://one".into())]
+    );
+}
+
+#[test]
+fn a_pause_closes_what_carries_nothing_yet() {
+    let mut bench = Bench::new(settings());
+    bench.tell(Event::Tick);
+    bench.reply(Call::Credentials, Reply::Credentials(None));
+    bench.reply(Call::Describe, described(true));
+    bench.reply(Call::Endpoint, Reply::Endpoint("https://one".into()));
+    assert_eq!(bench.tell(Event::Pause), [Action::Close(C0)]);
+    assert!(bench.session.is_idle());
+}
+
+#[test]
+fn a_paused_session_that_is_to_end_sends_what_is_left() {
+    let mut bench = Bench::streaming(settings(), None);
+    bench.tell(Event::Pause);
+    bench.tell(Event::BodyEnded(C0, BodyEnd::Asked));
+    let until = bench.now.at + seconds(30.0);
+    let actions = bench.tell(Event::Drain(until));
+    assert_eq!(actions, [Action::Open(C1, "https://one".into())]);
+    assert_eq!(bench.tell(Event::Pause), [], "too late for a pause");
+    assert_eq!(bench.tell(Event::Opened(C1)), [Action::Start(C1)]);
+}
+
+#[test]
+fn a_reset_of_the_connections_sends_again_at_once_what_is_not_confirmed() {
+    let mut bench = Bench::streaming(settings(), None);
+    bench.tell(Event::Begun(C0, Timecode(1)));
+    assert_eq!(
+        bench.tell(Event::Reset(Reset::Connections)),
+        [
+            Action::Close(C0),
+            Action::Rewind(C0),
+            Action::Open(C1, "https://one".into())
+        ]
+    );
+}
+
+#[test]
+fn a_reset_of_all_discards_and_looks_at_the_stream_again() {
+    let mut bench = Bench::streaming(settings(), None);
+    bench.tell(Event::Begun(C0, Timecode(1)));
+    assert_eq!(
+        bench.tell(Event::Reset(Reset::All)),
+        [
+            Action::Close(C0),
+            Action::Discard,
+            Action::Call(Call::Describe)
+        ]
+    );
+}
+
+#[test]
+fn a_reset_does_not_wait_for_what_a_failure_waits_for() {
+    let mut bench = Bench::streaming(settings(), None);
+    for id in [C0, C1] {
+        bench.tell(Event::Lost(id, refused(FailureKind::NotPermitted)));
+    }
+    bench.reply(Call::Credentials, Reply::Credentials(None));
+    assert!(bench.session.last_failure().is_some());
+    bench.tell(Event::Reset(Reset::Connections));
+    assert_eq!(bench.session.last_failure(), None);
+    assert!(!bench.session.awaits_media(), "something is under way");
+}
