@@ -13,6 +13,7 @@ use tracing::{Level, info};
 
 use crate::clock::Clock;
 use crate::codec::FrameRate;
+use crate::codes::Code;
 use crate::course::Course;
 use crate::frame::Codec;
 use crate::kvs::aws;
@@ -20,6 +21,7 @@ use crate::kvs::failure::FailureKind;
 use crate::kvs::session::{Outcome, Settings};
 use crate::kvs::tls;
 use crate::log;
+use crate::operate::socket;
 use crate::report::Report;
 use crate::ring::{DropReason, WhenFull};
 #[cfg(feature = "local")]
@@ -58,6 +60,8 @@ pub struct Config {
     pub silence: Duration,
     /// How long the end may take until everything is persisted.
     pub grace: Duration,
+    /// Where commands are taken.
+    pub control: socket::Place,
     /// Where the report goes as JSON; `None`: one line in the log.
     pub report: Option<ReportTo>,
     /// How the log is written.
@@ -140,6 +144,9 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// The channel is another producer's, or its control socket has no place.
+    #[error(transparent)]
+    Control(#[from] socket::Error),
     /// The service inside this process could not start.
     #[cfg(feature = "local")]
     #[error(transparent)]
@@ -147,11 +154,28 @@ pub enum Error {
 }
 
 impl Error {
+    /// Which text explains it.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Tls(_) | Self::Aws(_) => Code::USAGE,
+            Self::Source(_) => Code::SOURCE,
+            Self::Control(socket::Error::Taken { .. }) => Code::TAKEN,
+            #[cfg(feature = "local")]
+            Self::Local(_) => Code::USAGE,
+            Self::System { .. }
+            | Self::Control(_)
+            | Self::ReportPlace { .. }
+            | Self::Report { .. } => Code::SYSTEM,
+        }
+    }
+
     /// What the program's exit code says of it.
     pub fn exit(&self) -> Exit {
         match self {
             Self::Tls(_) | Self::Aws(_) | Self::ReportPlace { .. } => Exit::Usage,
             Self::Source(_) => Exit::NoSource,
+            Self::Control(socket::Error::Taken { .. }) => Exit::Taken,
+            Self::Control(_) => Exit::Usage,
             #[cfg(feature = "local")]
             Self::Local(_) => Exit::Usage,
             Self::System { .. } | Self::Report { .. } => Exit::Internal,
@@ -183,6 +207,35 @@ pub enum Exit {
     Refused = 8,
     /// Everything was sent, but for frames that had to be dropped on the way; the report has them by reason.
     Dropped = 9,
+    /// Of commands: no producer runs for the channel, or it does not answer.
+    NoProducer = 10,
+    /// Another producer on this machine streams to the channel.
+    Taken = 11,
+    /// Of `status` and `doctor`: the producer is not healthy, a check failed.
+    Unhealthy = 12,
+}
+
+impl Exit {
+    /// The exit code with this number.
+    pub fn of(number: Option<u64>) -> Option<Self> {
+        let all = [
+            Self::Persisted,
+            Self::Internal,
+            Self::Usage,
+            Self::NoSource,
+            Self::NotPermitted,
+            Self::Unsent,
+            Self::NoMedia,
+            Self::Untrusted,
+            Self::Refused,
+            Self::Dropped,
+            Self::NoProducer,
+            Self::Taken,
+            Self::Unhealthy,
+        ];
+        all.into_iter()
+            .find(|exit| Some(u64::from(*exit as u8)) == number)
+    }
 }
 
 /// How a run ended.

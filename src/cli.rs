@@ -13,6 +13,7 @@ use crate::kvs::aws;
 use crate::kvs::credentials::{Provider, iot, refresh};
 use crate::kvs::session::Settings;
 use crate::log::Format;
+use crate::operate::socket::Place;
 use crate::ring::{MIN_BUDGET_BYTES, WhenFull};
 use crate::source::capture;
 use crate::source::v4l2::{self, Profile};
@@ -139,6 +140,15 @@ pub struct Args {
           value_parser = clap::value_parser!(u64).range(0..=86_400))]
     pub grace: u64,
 
+    /// Where the Unix socket for commands is; else below /run/kvsProducerApp, or below $XDG_RUNTIME_DIR where that cannot be
+    /// written to
+    #[arg(long, value_name = "PATH", env = "KVS_CONTROL")]
+    pub control: Option<PathBuf>,
+
+    /// Take no commands, and do not look whether another producer streams to the channel
+    #[arg(long, env = "KVS_NO_CONTROL")]
+    pub no_control: bool,
+
     /// Where one JSON object with the results goes at the end: a file, or "-" for standard output
     #[arg(long, value_name = "FILE", env = "KVS_REPORT")]
     pub report: Option<OsString>,
@@ -177,6 +187,9 @@ pub enum Command {
     },
     /// Check that this binary speaks to cameras as kernels for this machine understand it; no camera is needed
     SelfCheck,
+    /// What a running producer is asked.
+    #[command(flatten)]
+    Operate(crate::operate::command::Command),
     /// Run the KVS-compatible service by itself, for other producers to be pointed at
     #[cfg(feature = "local")]
     LocalEndpoint(crate::local::command::LocalEndpointArgs),
@@ -292,6 +305,11 @@ impl Args {
             session: settings,
             silence: capture::SILENCE,
             grace,
+            control: match self.control {
+                _ if self.no_control => Place::Nowhere,
+                Some(path) => Place::At(path),
+                None => Place::Usual,
+            },
             report: self.report.map(|place| match place.to_str() {
                 Some("-") => ReportTo::Stdout,
                 _ => ReportTo::File(place.into()),
@@ -529,6 +547,16 @@ mod tests {
             args.command,
             Some(Command::Devices { json: true })
         ));
+    }
+
+    #[test]
+    fn a_stream_may_be_named_like_a_command() {
+        let parse = |args: &[&str]| Args::try_parse_from(args).expect("parses");
+        let args = parse(&["kvsProducerApp", "--retention", "1", "--", "status", "600"]);
+        assert_eq!(args.channel.as_deref(), Some("status"));
+        assert_eq!((args.duration, args.command.is_none()), (600, true));
+        let args = parse(&["kvsProducerApp", "stop", "status"]);
+        assert!(args.command.is_some() && args.channel.is_none());
     }
 
     #[test]

@@ -3,30 +3,40 @@
 //! A [`Course`] is what outlives a thread that panics ([`crate::survive`]): the ring and all that was decided so far. The
 //! network side, everything that needs a runtime, can be started anew on it.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustls::ClientConfig;
+use serde_json::json;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tracing::{Level, info, warn};
+use tracing::{Level, debug, info, warn};
 
 use crate::app::{self, Config, Error, Open, Signals, Summary};
 use crate::chain;
 use crate::clock::Clock;
+use crate::codes::Code;
 use crate::kvs::aws::Aws;
 use crate::kvs::control::{Control, Means, Order, Status};
-use crate::kvs::session::Outcome;
+use crate::kvs::session::{Outcome, Reset};
 use crate::kvs::tls;
 use crate::kvs::transport::Sockets;
 use crate::log;
+use crate::operate::desk::{self, Desk, refuse};
+use crate::operate::gauge::Gauge;
+use crate::operate::health::{Facts, Health};
+use crate::operate::metrics::{Buffer, Camera, Metrics};
+use crate::operate::protocol::{self, Request};
+use crate::operate::socket::{Asked, Server};
+use crate::repeats::Repeats;
 use crate::report::Report;
 use crate::ring::Ring;
 use crate::ring::shared::{Reader, Writer};
 use crate::shutdown::{self, Shutdown, Trigger};
 use crate::source;
-use crate::source::capture::{self, Policy};
-use crate::status::{Line, Look, Overflow, Turn};
+use crate::source::capture::{self, News, Policy};
+use crate::status::{Line, Look, Turn};
 
 /// Name of the capture thread.
 pub const CAPTURE: &str = "capture";
@@ -40,8 +50,11 @@ const HUNG_AFTER: Duration = Duration::from_secs(2);
 /// How often the status line is drawn.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
 
-/// How often a log line says how it goes, where nobody watches.
-const LOG_EVERY: Duration = Duration::from_mins(1);
+/// How often a log line says how it goes, where nobody watches: `status` tells whoever wants to know.
+const LOG_EVERY: Duration = Duration::from_mins(10);
+
+/// For those who wait for the end to take their answer.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// How long somebody may hold the ring's lock, at the very most: the copy of a large frame on a busy board.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
@@ -68,9 +81,18 @@ struct Plan {
     hung_at: Option<Instant>,
     /// Until when what is held may still be sent, once the media is at its end.
     drain: Option<Instant>,
+    /// Since when uploading is stopped, because somebody wants it so.
+    paused: bool,
+    /// When uploading was last resumed.
+    resumed: Option<Instant>,
 }
 
 impl Plan {
+    /// Whether the run is at its end, and nothing but what is held is sent.
+    fn ends(&self) -> bool {
+        self.trigger.is_none() || self.drain.is_some()
+    }
+
     fn end_capture(&mut self, now: Instant) {
         self.trigger = None;
         self.hung_at.get_or_insert(now + HUNG_AFTER);
@@ -90,6 +112,11 @@ pub struct Course {
     status: watch::Sender<Status>,
     sockets: Sockets,
     plan: Mutex<Plan>,
+    news: watch::Sender<News>,
+    gauge: Mutex<Gauge>,
+    server: OnceLock<Server>,
+    /// Whether an overflow began, or ended, lately.
+    repeats: Mutex<Repeats<bool>>,
 }
 
 /// What the network side has before anything is captured.
@@ -146,6 +173,10 @@ impl Course {
                 trigger: Some(trigger),
                 ..Plan::default()
             }),
+            news: watch::channel(News::default()).0,
+            gauge: Mutex::default(),
+            server: OnceLock::new(),
+            repeats: Mutex::default(),
             config,
         })
     }
@@ -156,6 +187,11 @@ impl Course {
     /// # Errors
     /// When the run could not start.
     pub async fn run(self: Arc<Self>, open: Open) -> Result<Summary, Error> {
+        let config = &self.config;
+        if let Some(server) = Server::open(&config.control, &config.aws.stream)? {
+            debug!(path = %server.path().display(), "commands are taken");
+            let _ = self.server.set(server);
+        }
         let network = self.network().await?;
         self.capture(open, self.ring.writer())?;
         lock(&self.plan).ends_at = self
@@ -222,12 +258,12 @@ impl Course {
 
     fn capture(&self, open: Open, writer: Writer) -> Result<(), Error> {
         let (policy, clock, shutdown) = (self.policy(), self.clock, self.shutdown.clone());
-        let ending = Ending(self.captured.clone());
+        let (ending, news) = (Ending(self.captured.clone()), self.news.clone());
         std::thread::Builder::new()
             .name(CAPTURE.into())
             .stack_size(CAPTURE_STACK_BYTES)
             .spawn(move || {
-                let result = capture::run(open, writer, policy, clock, &shutdown);
+                let result = capture::run(open, writer, policy, clock, &shutdown, news);
                 ending.tell(match result {
                     Ok(end) => Captured::Ended(end),
                     Err(error) => Captured::Failed(chain(&error).to_string()),
@@ -283,27 +319,62 @@ impl Course {
         let (orders, received) = mpsc::unbounded_channel();
         let mut tasks = JoinSet::new();
         tasks.spawn(control.run(received));
-        let outcome = self.conduct(&mut signals, &orders, &mut tasks).await?;
+        let (asks, asked) = Server::queue();
+        let serving = self.serve(asks);
+        tokio::pin!(serving);
+        let mut desk = Desk::new(orders, asked);
+        let outcome = tokio::select! {
+            outcome = self.conduct(&mut signals, &mut desk, &mut tasks) => outcome?,
+            never = &mut serving => match never {},
+        };
         log::end_status();
-        self.conclude(&outcome)
+        let concluded = self.conclude(&outcome);
+        if let Ok(summary) = &concluded {
+            desk.close(summary);
+        }
+        if let Some(server) = self.server.get() {
+            // Whoever waits for the end hears of it.
+            let heard = async {
+                tokio::select! {
+                    () = server.quiet() => {}
+                    never = &mut serving => match never {},
+                }
+            };
+            let _ = tokio::time::timeout(LAST_WORDS, heard).await;
+            server.retire();
+        }
+        concluded
+    }
+
+    async fn serve(&self, asks: mpsc::Sender<Asked>) -> Infallible {
+        if let Some(server) = self.server.get() {
+            match server.serve(asks).await {
+                Ok(never) => match never {},
+                Err(error) => warn!(%error, "no commands are taken"),
+            }
+        }
+        std::future::pending().await
     }
 
     async fn conduct(
         &self,
         signals: &mut Signals,
-        orders: &mpsc::UnboundedSender<Order>,
+        desk: &mut Desk,
         tasks: &mut JoinSet<Outcome>,
     ) -> Result<Outcome, Error> {
         let mut captured = self.captured.subscribe();
+        let mut status = self.status.subscribe();
         let mut capturing = lock(&self.plan).drain.is_none();
+        if lock(&self.plan).paused {
+            desk.order(Order::Pause);
+        }
         if let Some(until) = lock(&self.plan).drain {
-            let _ = orders.send(Order::Drain(until));
+            desk.order(Order::Drain(until));
         }
         let watched = log::is_watched() && tracing::enabled!(Level::INFO);
         let mut ticks = tokio::time::interval(STATUS_EVERY);
         let mut before = self.look();
         let mut logged = before;
-        let mut overflow = Overflow::default();
         loop {
             let ends_at = {
                 let plan = lock(&self.plan);
@@ -317,7 +388,7 @@ impl Course {
             };
             tokio::select! {
                 biased;
-                () = signals.next() => self.signalled(orders),
+                () = signals.next() => self.signalled(desk),
                 () = end => {
                     info!("the time is over: sending what is left");
                     lock(&self.plan).end_capture(self.clock.now());
@@ -327,7 +398,7 @@ impl Course {
                     if matches!(&*self.captured.borrow(), Some(Captured::Ended(capture::End::Media))) {
                         info!("the media is at its end: sending what is left");
                     }
-                    self.drain(orders);
+                    self.drain(desk);
                 }
                 Some(outcome) = tasks.join_next() => {
                     return outcome.map_err(|error| Error::System {
@@ -335,14 +406,21 @@ impl Course {
                         source: std::io::Error::other(error),
                     });
                 }
+                Some(asked) = desk.next() => self.answer(asked, desk),
+                Ok(()) = status.changed() => {
+                    if status.borrow_and_update().idle {
+                        desk.idle();
+                    }
+                }
                 _ = ticks.tick() => {
                     let now = self.look();
                     if capturing && lock(&self.plan).hung_at.take_if(|at| now.at >= *at).is_some() {
                         warn!("the source does not answer: going on without it");
                         self.ring.with(Ring::close);
-                        self.drain(orders);
+                        self.drain(desk);
                     }
-                    tell(overflow.look(&now));
+                    let turn = lock(&self.gauge).look(&now);
+                    self.tell(turn);
                     if watched {
                         log::show_status(&Line::between(self.started, &before, &now).to_string());
                     } else if now.at - logged.at >= LOG_EVERY {
@@ -355,11 +433,156 @@ impl Course {
         }
     }
 
-    fn signalled(&self, orders: &mpsc::UnboundedSender<Order>) {
+    /// Does what somebody asks for, or has it done.
+    fn answer(&self, asked: Asked, desk: &mut Desk) {
+        let Asked {
+            request, answer, ..
+        } = asked;
+        let done = match request {
+            Request::Status => self.metrics().json(),
+            Request::Metrics => json!({ "prometheus": self.metrics().prometheus() }),
+            Request::Buffer => self.buffer().json(),
+            Request::Log(level) => match log::set_level(level) {
+                Some(before) => json!({
+                    "level": protocol::level_name(level),
+                    "was": protocol::level_name(before),
+                }),
+                None => return refuse(answer, "the log is not this program's own"),
+            },
+            Request::Stop => {
+                info!("stopping, as somebody wants it: sending what is left");
+                let mut plan = lock(&self.plan);
+                plan.signalled = true;
+                plan.end_capture(self.clock.now());
+                return desk.at_end(answer);
+            }
+            Request::Free => {
+                warn!("ending at once, as somebody wants it");
+                lock(&self.plan).end_capture(self.clock.now());
+                desk.order(Order::Abort);
+                return desk.at_end(answer);
+            }
+            Request::Pause | Request::Resume | Request::Reset { .. } | Request::Put(_)
+                if lock(&self.plan).ends() =>
+            {
+                return refuse(
+                    answer,
+                    "the producer is ending: what it holds is being sent",
+                );
+            }
+            Request::Pause => {
+                info!(
+                    "uploading is paused, as somebody wants it: the buffer keeps the newest media"
+                );
+                lock(&self.plan).paused = true;
+                desk.order(Order::Pause);
+                if !self.status.borrow().idle {
+                    return desk.when_idle(answer);
+                }
+                desk::paused()
+            }
+            Request::Resume => {
+                info!("uploading goes on, as somebody wants it");
+                let mut plan = lock(&self.plan);
+                plan.paused = false;
+                plan.resumed = Some(self.clock.now());
+                desk.order(Order::Resume);
+                json!({ "paused": false })
+            }
+            Request::Reset { keep_buffer } => {
+                info!(keep_buffer, "beginning anew, as somebody wants it");
+                let what = if keep_buffer {
+                    Reset::Connections
+                } else {
+                    Reset::All
+                };
+                return desk.reset(what, answer);
+            }
+            Request::Put(_) => return refuse(answer, "frames cannot be put into a running stream"),
+        };
+        desk::reply(answer, done);
+    }
+
+    fn buffer(&self) -> Buffer {
+        let largest = self.ring.with(|ring| ring.largest_frame());
+        lock(&self.gauge).buffer(&self.look(), largest)
+    }
+
+    fn metrics(&self) -> Metrics {
+        let now = self.look();
+        let (buffer, status) = (self.buffer(), self.status.borrow().clone());
+        let (camera, trouble) = {
+            let news = self.news.borrow();
+            let camera = Camera {
+                opened: news.opened,
+                lost: news.lost,
+            };
+            (camera, news.trouble.clone())
+        };
+        let health = self.health(&now, &status, trouble.as_deref());
+        let gauge = lock(&self.gauge);
+        Metrics {
+            channel: self.config.aws.stream.clone(),
+            health,
+            uptime: now.at - self.started,
+            counts: now.counts,
+            buffer,
+            pressure: gauge.pressure(),
+            camera,
+            rates: gauge.rates(),
+            connections: status.connections,
+            streaming: status.streaming,
+            last_persisted_ms: status.last_persisted.map(|(timecode, _)| timecode.0),
+            clock_behind_ms: status.clock_behind_ms,
+            meters: status.meters,
+            log_level: log::level().map_or("", protocol::level_name),
+        }
+    }
+
+    fn health(&self, now: &Look, status: &Status, trouble: Option<&str>) -> Health {
+        let plan = lock(&self.plan);
+        Health::of(&Facts {
+            now: now.at,
+            wall: self.clock.wall(),
+            since: plan.resumed.unwrap_or(self.started),
+            paused: plan.paused,
+            draining: plan.ends(),
+            last_frame: lock(&self.gauge).last_frame(),
+            camera_trouble: trouble,
+            streaming: status.streaming,
+            failure: status.failure.as_ref(),
+            last_persisted: status.last_persisted.map(|(_, at)| at),
+            fragment: status.fragment,
+            behind: now.behind(),
+        })
+    }
+
+    fn tell(&self, turn: Option<Turn>) {
+        let Some(turn) = turn else { return };
+        let began = turn == Turn::Began;
+        let Some(unsaid) = lock(&self.repeats).say(began, self.clock.now()) else {
+            return;
+        };
+        let unsaid = (unsaid > 0).then_some(unsaid);
+        match turn {
+            Turn::Began => warn!(
+                unsaid,
+                "the buffer is full and the oldest fragments are given up: the network does not keep up with the camera"
+            ),
+            Turn::Ended { frames, lasted } => info!(
+                frames,
+                lasted_s = lasted.as_secs(),
+                unsaid,
+                "the buffer has room again; so many frames were given up"
+            ),
+        }
+    }
+
+    fn signalled(&self, desk: &Desk) {
         let mut plan = lock(&self.plan);
         if plan.signalled {
             warn!("ending at once");
-            let _ = orders.send(Order::Abort);
+            desk.order(Order::Abort);
         } else {
             plan.signalled = true;
             plan.end_capture(self.clock.now());
@@ -367,11 +590,11 @@ impl Course {
         }
     }
 
-    fn drain(&self, orders: &mpsc::UnboundedSender<Order>) {
+    fn drain(&self, desk: &Desk) {
         let until = *lock(&self.plan)
             .drain
             .get_or_insert_with(|| self.clock.now() + self.config.grace);
-        let _ = orders.send(Order::Drain(until));
+        desk.order(Order::Drain(until));
     }
 
     fn look(&self) -> Look {
@@ -399,17 +622,23 @@ impl Course {
             _ => None,
         };
         let no_source = failed.is_some();
-        let failure = failed.or_else(|| match outcome {
-            Outcome::GaveUp(failure) => Some(failure.message.clone()),
-            Outcome::OutOfTime(failure) => failure.as_ref().map(|failure| failure.message.clone()),
+        let given_up = match outcome {
+            Outcome::GaveUp(failure) => Some(failure),
+            Outcome::OutOfTime(failure) => failure.as_ref(),
             Outcome::Done => None,
-        });
+        };
+        let (failure, code) = match (failed, given_up) {
+            (Some(why), _) => (Some(why), Some(Code::SOURCE)),
+            (None, Some(failure)) => (Some(failure.message.clone()), Some(failure.code)),
+            (None, None) => (None, None),
+        };
         let report = Report {
             stream: config.aws.stream.clone(),
             counts,
             connections: self.status.borrow().connections,
             duration: self.clock.now() - self.started,
             failure,
+            code,
         };
         let exit = app::exit(&report, no_source, outcome);
         app::publish(&report, config.report.as_ref())?;
@@ -425,22 +654,6 @@ impl Course {
             );
         }
         Ok(Summary { exit, report })
-    }
-}
-
-fn tell(turn: Option<Turn>) {
-    match turn {
-        Some(Turn::Began) => warn!(
-            "the buffer is full and the oldest fragments are given up: the network does not keep up with the camera"
-        ),
-        Some(Turn::Ended { frames, lasted }) => {
-            info!(
-                frames,
-                lasted_s = lasted.as_secs(),
-                "the buffer has room again; so many frames were given up"
-            );
-        }
-        None => {}
     }
 }
 

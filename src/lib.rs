@@ -23,6 +23,7 @@ pub mod kvs;
 pub mod log;
 pub mod mkv;
 pub mod operate;
+pub mod repeats;
 pub mod report;
 pub mod ring;
 pub mod shutdown;

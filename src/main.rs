@@ -10,6 +10,7 @@ use kvs_producer_app::chain;
 #[cfg(feature = "local")]
 use kvs_producer_app::cli::log_level;
 use kvs_producer_app::cli::{Args, Command};
+use kvs_producer_app::codes::Code;
 #[cfg(feature = "local")]
 use kvs_producer_app::local::command;
 #[cfg(feature = "local")]
@@ -65,6 +66,10 @@ fn run(mut args: Args) -> Result<Exit, Failed> {
                 message: format!("self-check: {message}"),
             }),
         },
+        Some(Command::Operate(command)) => command.run().map_err(|error| Failed {
+            exit: error.exit(),
+            message: format!("{} [{}]", chain(&error), error.code()),
+        }),
         #[cfg(feature = "local")]
         Some(Command::LocalEndpoint(options)) => {
             kvs_producer_app::log::start(log_level(args.verbose, args.quiet), Format::Text);
@@ -121,7 +126,10 @@ fn stream(args: Args) -> Result<Exit, Failed> {
 fn conclude(result: Result<Summary, Error>) -> Exit {
     let (exit, complaint) = match result {
         Ok(summary) => (summary.exit, complaint(&summary)),
-        Err(error) => (error.exit(), Some(chain(&error).to_string())),
+        Err(error) => {
+            let complaint = format!("{} [{}]", chain(&error), error.code());
+            (error.exit(), Some(complaint))
+        }
     };
     if let Some(complaint) = complaint {
         eprintln!("kvsProducerApp: {complaint}");
@@ -132,13 +140,14 @@ fn conclude(result: Result<Summary, Error>) -> Exit {
 /// What went wrong, in one line.
 fn complaint(summary: &Summary) -> Option<String> {
     if let Some(failure) = &summary.report.failure {
-        return Some(failure.clone());
+        let code = summary.report.code.map(|code| format!(" [{code}]"));
+        return Some(format!("{failure}{}", code.unwrap_or_default()));
     }
     let counts = &summary.report.counts;
     let nothing = summary.exit == Exit::NoMedia;
     // Joining a stream in the middle costs a few frames, and is no complaint where others came.
     let of = |reason: &DropReason| match reason {
-        DropReason::BeforeKeyFrame if !nothing => 0,
+        DropReason::BeforeKeyFrame | DropReason::OnOrder if !nothing => 0,
         reason => counts.dropped_for(*reason).frames,
     };
     // The reason that cost most.
@@ -150,12 +159,16 @@ fn complaint(summary: &Summary) -> Option<String> {
     };
     match summary.exit {
         Exit::Persisted => None,
-        Exit::NoMedia => Some(format!("nothing could be streamed: {why}")),
+        Exit::NoMedia => Some(format!(
+            "nothing could be streamed: {why} [{}]",
+            Code::NO_MEDIA
+        )),
         _ if counts.dropped_in_all().frames == 0 => None,
         _ => Some(format!(
-            "{} of {} frames were dropped: {why}",
+            "{} of {} frames were dropped: {why} [{}]",
             counts.dropped_in_all().frames,
-            counts.captured.frames
+            counts.captured.frames,
+            Code::DROPPED
         )),
     }
 }

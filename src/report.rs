@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::codes::Code;
 use crate::ring::{Amount, Counts, DropReason};
 
 /// A run's results.
@@ -20,6 +21,8 @@ pub struct Report {
     pub duration: Duration,
     /// Why it ended, when it did not end well.
     pub failure: Option<String>,
+    /// Which text explains that.
+    pub code: Option<Code>,
 }
 
 impl Report {
@@ -48,6 +51,7 @@ impl Report {
             "fragments_persisted": counts.fragments_persisted,
             "connections": self.connections,
             "failure": self.failure,
+            "code": self.code.map(|code| code.to_string()),
         })
     }
 }
@@ -134,6 +138,7 @@ mod tests {
             connections: 1,
             duration: Duration::from_millis(1234),
             failure: None,
+            code: None,
         }
     }
 

@@ -25,6 +25,17 @@ pub struct Look {
     pub last_persisted: Option<Timecode>,
 }
 
+impl Look {
+    /// Age of the oldest frame that was not handed to the network.
+    pub fn behind(&self) -> Duration {
+        let ms = self
+            .fill
+            .oldest_unsent
+            .map_or(0, |oldest| self.media.0.saturating_sub(oldest.0));
+        Duration::from_millis(ms)
+    }
+}
+
 /// One line on how it goes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Line {
@@ -55,16 +66,12 @@ impl Line {
         let frames = now.counts.captured.frames - before.counts.captured.frames;
         let bytes = now.counts.captured.bytes - before.counts.captured.bytes;
         let used = now.fill.total_bytes - now.fill.available_bytes;
-        let behind_ms = now
-            .fill
-            .oldest_unsent
-            .map_or(0, |oldest| now.media.0.saturating_sub(oldest.0));
         Self {
             running: now.at - start,
             fps: per(frames, seconds),
             megabits: per(bytes * 8, seconds) / 1e6,
             fill_percent: used * 100 / now.fill.total_bytes.max(1),
-            behind: Duration::from_millis(behind_ms),
+            behind: now.behind(),
             dropped: now.counts.dropped_in_all().frames,
             last_persisted: now.last_persisted,
             connections: now.connections,

@@ -16,7 +16,9 @@ use super::session::{Action, Call, Event, Note, Now, Outcome, Reset, Session, Se
 use super::transport::{self, Route, Sockets, Start};
 use super::upload::{Handle, UploadBody};
 use crate::clock::Clock;
+use crate::codes::Code;
 use crate::frame::{Codec, MediaTime, Timecode};
+use crate::repeats::Repeats;
 use crate::ring::shared::Reader;
 use crate::ring::{Amount, ConnectionId, Peek, Ring};
 
@@ -111,6 +113,7 @@ pub struct Control {
     sockets: Sockets,
     /// What was given up or goes out again since the last order.
     anew: Anew,
+    repeats: Repeats<Line>,
 }
 
 impl Control {
@@ -137,6 +140,7 @@ impl Control {
             status: means.status,
             sockets: means.sockets,
             anew: Anew::default(),
+            repeats: Repeats::default(),
         }
     }
 
@@ -307,7 +311,7 @@ impl Control {
                 let again = self.ring.with(|ring| ring.rewind(id));
                 self.anew.again += again;
                 if again > 0 {
-                    info!(connection = %id, fragments = again, "will be sent again");
+                    self.log_again(id, again);
                 }
             }
             Action::Confirm(timecode) => self.confirm(timecode),
@@ -326,7 +330,7 @@ impl Control {
                 if let Note::Failed(failure, _) = &note {
                     self.meter(|meters, _| meters.failed(failure));
                 }
-                log(&note);
+                self.log(&note);
             }
         }
         None
@@ -419,36 +423,78 @@ impl Control {
             status.meters.to_persisted.observe(latency);
         });
     }
-}
 
-fn log(note: &Note) {
-    match note {
-        Note::Failed(failure, wait) => {
-            let wait_s = wait.as_secs_f32();
-            match failure.kind.pace() {
-                Pace::Soon => {
-                    warn!(retry_in_s = wait_s, code = %failure.code, "{}", failure.message)
-                }
-                Pace::Slow => {
-                    error!(retry_in_s = wait_s, code = %failure.code, "{}", failure.message)
+    /// Says what is worth a line; what repeats itself is counted.
+    fn log(&mut self, note: &Note) {
+        let now = self.clock.now();
+        match note {
+            Note::Failed(failure, wait) => {
+                let (wait_s, code) = (wait.as_secs_f32(), failure.code);
+                let message = &failure.message;
+                match (
+                    self.repeats.say(Line::Failed(code), now),
+                    failure.kind.pace(),
+                ) {
+                    (None, _) => debug!(retry_in_s = wait_s, %code, "{message}"),
+                    (Some(unsaid), Pace::Soon) => {
+                        warn!(retry_in_s = wait_s, %code, unsaid = some(unsaid), "{message}");
+                    }
+                    (Some(unsaid), Pace::Slow) => {
+                        error!(retry_in_s = wait_s, %code, unsaid = some(unsaid), "{message}");
+                    }
                 }
             }
-        }
-        Note::Creating => info!("the stream is not there: creating it"),
-        Note::WaitingForActive => info!("waiting until the stream is ACTIVE"),
-        Note::DescribeNotPermitted => {
-            info!("DescribeStream is not permitted: the stream is taken for ACTIVE");
-        }
-        Note::NothingRetained => {
-            info!(
-                "nothing is ever PERSISTED: the stream is taken for one that retains nothing, and RECEIVED for enough"
-            );
-        }
-        Note::NotTagged(failure) => warn!("the stream is not tagged: {}", failure.message),
-        Note::Streaming(connection) => info!(%connection, "streaming"),
-        Note::Rotating(connection, why) => info!(%connection, why, "preparing the next connection"),
-        Note::FragmentRefused(timecode, why) => {
-            warn!(fragment = %timecode, "a fragment is dropped because {why}");
+            Note::Creating => info!("the stream is not there: creating it"),
+            Note::WaitingForActive => info!("waiting until the stream is ACTIVE"),
+            Note::DescribeNotPermitted => {
+                info!("DescribeStream is not permitted: the stream is taken for ACTIVE");
+            }
+            Note::NothingRetained => {
+                info!(
+                    "nothing is ever PERSISTED: the stream is taken for one that retains nothing, and RECEIVED for enough"
+                );
+            }
+            Note::NotTagged(failure) => {
+                warn!(code = %failure.code, "the stream is not tagged: {}", failure.message);
+            }
+            Note::Streaming(connection) => match self.repeats.say(Line::Streaming, now) {
+                None => debug!(%connection, "streaming"),
+                Some(unsaid) => info!(%connection, unsaid = some(unsaid), "streaming"),
+            },
+            Note::Rotating(connection, why) => {
+                info!(%connection, why, "preparing the next connection");
+            }
+            Note::FragmentRefused(timecode, why) => match self.repeats.say(Line::Refused, now) {
+                None => debug!(fragment = %timecode, "a fragment is dropped because {why}"),
+                Some(unsaid) => warn!(
+                    fragment = %timecode,
+                    unsaid = some(unsaid),
+                    "a fragment is dropped because {why}"
+                ),
+            },
         }
     }
+
+    fn log_again(&mut self, connection: ConnectionId, fragments: usize) {
+        match self.repeats.say(Line::Again, self.clock.now()) {
+            None => debug!(%connection, fragments, "will be sent again"),
+            Some(unsaid) => {
+                info!(%connection, fragments, unsaid = some(unsaid), "will be sent again");
+            }
+        }
+    }
+}
+
+/// Lines that may repeat themselves.
+#[derive(Debug, PartialEq, Eq)]
+enum Line {
+    Failed(Code),
+    Streaming,
+    Again,
+    Refused,
+}
+
+/// A field that is left out when there is nothing to count.
+fn some(unsaid: u64) -> Option<u64> {
+    (unsaid > 0).then_some(unsaid)
 }

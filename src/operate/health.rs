@@ -94,6 +94,8 @@ pub struct Facts<'a> {
     pub draining: bool,
     /// When the source last brought a frame.
     pub last_frame: Option<Instant>,
+    /// Why it brings none.
+    pub camera_trouble: Option<&'a str>,
     /// Whether the service has accepted the connection that carries media.
     pub streaming: bool,
     /// What failed last, unless a fragment was PERSISTED since.
@@ -173,7 +175,9 @@ impl fmt::Display for Health {
 
 fn camera_is_silent(facts: &Facts<'_>) -> bool {
     let last = facts.last_frame.unwrap_or(facts.since);
-    facts.last_frame.is_none() || facts.now.saturating_duration_since(last) >= CAMERA_PATIENCE
+    facts.last_frame.is_none()
+        || facts.camera_trouble.is_some()
+        || facts.now.saturating_duration_since(last) >= CAMERA_PATIENCE
 }
 
 /// What somebody has asked for comes first, then what only somebody can cure, then what stands still.
@@ -212,12 +216,13 @@ fn state(facts: &Facts<'_>) -> State {
 
 fn reason(facts: &Facts<'_>, state: State) -> String {
     match (state, facts.failure) {
-        (State::WaitingForCamera, _) => match facts.last_frame {
-            Some(at) => format!(
+        (State::WaitingForCamera, _) => match (facts.camera_trouble, facts.last_frame) {
+            (Some(trouble), _) => trouble.to_owned(),
+            (None, Some(at)) => format!(
                 "no frame for {} s",
                 facts.now.saturating_duration_since(at).as_secs()
             ),
-            None => "no frame so far".into(),
+            (None, None) => "no frame so far".into(),
         },
         (State::Paused, None) => "the buffer keeps the last seconds".into(),
         (_, Some(failure)) => failure.message.clone(),
@@ -240,6 +245,7 @@ mod tests {
             paused: false,
             draining: false,
             last_frame: Some(now),
+            camera_trouble: None,
             streaming: true,
             failure: None,
             last_persisted: Some(before(now, Duration::from_secs(2))),
@@ -362,6 +368,14 @@ mod tests {
         };
         let health = Health::of(&facts);
         assert_eq!(health.to_string(), "waiting-for-camera: no frame for 5 s");
+        let facts = Facts {
+            camera_trouble: Some("/dev/video0 is gone"),
+            ..streaming(now)
+        };
+        assert_eq!(
+            Health::of(&facts).to_string(),
+            "waiting-for-camera: /dev/video0 is gone"
+        );
         let facts = Facts {
             behind: Duration::from_millis(2500),
             ..streaming(now)

@@ -554,14 +554,14 @@ impl Text {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::clock::Clock;
     use crate::kvs::failure::Failure;
     use crate::ring::{Amount, ConnectionId};
 
     /// A producer with something in every figure.
-    pub(crate) fn metrics() -> Metrics {
+    pub(in super::super) fn metrics() -> Metrics {
         let mut counts = Counts {
             captured: Amount {
                 frames: 1000,

@@ -6,7 +6,11 @@
 //! ```
 
 pub mod client;
+pub mod command;
+pub mod desk;
+pub mod gauge;
 pub mod health;
 pub mod metrics;
 pub mod protocol;
 pub mod socket;
+mod words;

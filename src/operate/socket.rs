@@ -4,6 +4,7 @@
 //! kernel gives back however the holder ends: whoever has the lock owns the channel on this machine and replaces whatever
 //! socket is there.
 
+use std::convert::Infallible;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
@@ -15,7 +16,7 @@ use rustix::fs::{FlockOperation, Mode, fchmod, flock};
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::debug;
@@ -139,16 +140,33 @@ pub struct Media {
 /// The socket of a channel. Dropping it takes the file away.
 #[derive(Debug)]
 pub struct Server {
-    listener: UnixListener,
+    listener: net::UnixListener,
     path: PathBuf,
+    /// Clients with a request that has no answer yet.
+    busy: watch::Sender<usize>,
     /// Held for its lock.
     _lock: File,
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // The lock's file stays: taking it away would let two hold it.
-        let _ = fs::remove_file(&self.path);
+        self.retire();
+    }
+}
+
+/// A client has a request that has no answer yet, as long as this lives.
+struct Busy(watch::Sender<usize>);
+
+impl Busy {
+    fn new(count: &watch::Sender<usize>) -> Self {
+        count.send_modify(|count| *count += 1);
+        Self(count.clone())
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
     }
 }
 
@@ -203,6 +221,7 @@ impl Server {
         Ok(Self {
             listener,
             path: path.to_owned(),
+            busy: watch::channel(0).0,
             _lock: lock,
         })
     }
@@ -217,14 +236,19 @@ impl Server {
         mpsc::channel(QUEUE)
     }
 
-    /// Serves clients for ever: one request after the other goes to `asks`.
-    pub async fn serve(&self, asks: mpsc::Sender<Asked>) {
+    /// Serves clients for ever: one request after the other goes to `asks`. Whoever takes over from a thread that was lost
+    /// may serve again.
+    ///
+    /// # Errors
+    /// When the runtime does not take the socket.
+    pub async fn serve(&self, asks: mpsc::Sender<Asked>) -> io::Result<Infallible> {
+        let listener = UnixListener::from_std(self.listener.try_clone()?)?;
         let mut clients = JoinSet::new();
         loop {
             tokio::select! {
-                accepted = self.listener.accept(), if clients.len() < MOST_CLIENTS => match accepted {
+                accepted = listener.accept(), if clients.len() < MOST_CLIENTS => match accepted {
                     Ok((stream, _)) => {
-                        clients.spawn(serve_client(stream, asks.clone()));
+                        clients.spawn(serve_client(stream, asks.clone(), self.busy.clone()));
                     }
                     // No file descriptor is left: clients that end give some back.
                     Err(error) => {
@@ -235,6 +259,17 @@ impl Server {
                 Some(_) = clients.join_next() => {}
             }
         }
+    }
+
+    /// Waits until every request has its answer, while somebody serves.
+    pub async fn quiet(&self) {
+        // The sender lives as long as this.
+        let _ = self.busy.subscribe().wait_for(|count| *count == 0).await;
+    }
+
+    /// Takes the file away. The lock's file stays: taking it away would let two hold it.
+    pub fn retire(&self) {
+        let _ = fs::remove_file(&self.path);
     }
 }
 
@@ -289,14 +324,14 @@ fn lock(path: &Path, channel: &str) -> Result<File, Error> {
     Ok(file)
 }
 
-fn listen(path: &Path) -> io::Result<UnixListener> {
+fn listen(path: &Path) -> io::Result<net::UnixListener> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     // Linux gives the file the socket's own mode, so there is no moment in which others could connect.
     fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
     socket.bind(&SockAddr::unix(path)?)?;
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;
-    UnixListener::from_std(socket.into())
+    Ok(socket.into())
 }
 
 /// Whether a process of this user may give orders: root, and whoever the producer runs as.
@@ -307,7 +342,11 @@ fn may_ask(stream: &UnixStream) -> bool {
         .is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own)
 }
 
-async fn serve_client(mut stream: UnixStream, asks: mpsc::Sender<Asked>) {
+async fn serve_client(
+    mut stream: UnixStream,
+    asks: mpsc::Sender<Asked>,
+    busy: watch::Sender<usize>,
+) {
     if !may_ask(&stream) {
         let message = "the control socket is for the producer's own user and for root";
         let refusal = Err(Refusal::new(Code::NOT_YOURS, message));
@@ -318,6 +357,7 @@ async fn serve_client(mut stream: UnixStream, asks: mpsc::Sender<Asked>) {
     let mut lines = Lines::new(MOST_REQUEST_BYTES);
     // A client that hangs, or is gone, is left alone.
     while let Ok(Some(line)) = timeout(PATIENCE, read_line(&mut stream, &mut lines)).await {
+        let _busy = Busy::new(&busy);
         let request = match line {
             Ok(line) => Request::parse(&line),
             Err(refusal) => Err(refusal),
@@ -440,7 +480,7 @@ mod tests {
         let (asks, asked) = Server::queue();
         let acting = tokio::task::spawn_blocking(move || act(path));
         tokio::select! {
-            () = server.serve(asks) => unreachable!("it serves for ever"),
+            ended = server.serve(asks) => unreachable!("it serves for ever: {ended:?}"),
             () = answer_all(asked) => unreachable!("the queue stays open"),
             result = acting => result.expect("no panic"),
         }
@@ -591,7 +631,7 @@ mod tests {
         let acting =
             tokio::task::spawn_blocking(move || client::ask(&path, &Request::Status, None));
         let answer = tokio::select! {
-            () = server.serve(asks) => unreachable!("it serves for ever"),
+            ended = server.serve(asks) => unreachable!("it serves for ever: {ended:?}"),
             answer = acting => answer.expect("no panic"),
         };
         let error = answer.expect_err("is refused").to_string();
@@ -628,7 +668,7 @@ mod tests {
         };
         let answered = async { tokio::join!(taking, acting) };
         let (got, answer) = tokio::select! {
-            () = server.serve(asks) => unreachable!("it serves for ever"),
+            ended = server.serve(asks) => unreachable!("it serves for ever: {ended:?}"),
             both = answered => both,
         };
         assert!(got == sent, "{} bytes", got.len());

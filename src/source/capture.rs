@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
 use super::judge::Judge;
@@ -12,6 +13,7 @@ use crate::chain;
 use crate::clock::Clock;
 use crate::codec::{self, Parser, Unit};
 use crate::frame::{CameraLosses, MediaTime, Payload as _};
+use crate::repeats::Repeats;
 use crate::ring::shared::Writer;
 use crate::ring::{DropReason, NewFrame, Push, WhenFull};
 use crate::shutdown::Shutdown;
@@ -24,9 +26,6 @@ const KEY_FRAME_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The longest wait before a lost camera is tried again.
 const LONGEST_REOPEN_WAIT: Duration = Duration::from_secs(2);
-
-/// How long a camera may stay away before that is said again.
-const REMIND: Duration = Duration::from_mins(1);
 
 /// How often a key frame is asked for while none comes: an encoder needs its time to make one.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
@@ -52,6 +51,17 @@ pub struct Policy {
     pub reopen: bool,
 }
 
+/// How the source is, for whoever watches.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct News {
+    /// How often it was opened.
+    pub opened: u64,
+    /// How often it was lost.
+    pub lost: u64,
+    /// Why no frame comes now.
+    pub trouble: Option<String>,
+}
+
 /// Moves frames until the media ends or the shutdown comes. Dropping the writer at the end closes the ring.
 ///
 /// # Errors
@@ -62,6 +72,7 @@ pub fn run(
     policy: Policy,
     clock: Clock,
     shutdown: &Shutdown,
+    news: watch::Sender<News>,
 ) -> Result<End, Error> {
     let judge = Judge::new(writer.capacity());
     Capture {
@@ -77,6 +88,8 @@ pub fn run(
         opened_before: false,
         needs_key: None,
         counted: CameraLosses::default(),
+        news,
+        repeats: Repeats::default(),
     }
     .run(shutdown)
 }
@@ -98,6 +111,8 @@ struct Capture<O> {
     needs_key: Option<Instant>,
     /// What the present opening of the source has lost, as far as the ring was told.
     counted: CameraLosses,
+    news: watch::Sender<News>,
+    repeats: Repeats<Line>,
 }
 
 /// What became of a packet.
@@ -115,31 +130,20 @@ enum Ended {
     Source(Error),
 }
 
-/// What was last said of a lost camera.
-#[derive(Debug, Default)]
-struct Told {
-    last: Option<(String, Instant)>,
-}
-
-impl Told {
-    /// Whether this is to be said: it was not said last, or that is long ago.
-    fn is_news(&mut self, why: &str, now: Instant) -> bool {
-        if let Some((last, at)) = &self.last
-            && last == why
-            && now.saturating_duration_since(*at) < REMIND
-        {
-            return false;
-        }
-        self.last = Some((why.to_owned(), now));
-        true
-    }
+/// Lines that may repeat themselves.
+#[derive(Debug, PartialEq, Eq)]
+enum Line {
+    Lost(String),
+    Back,
+    Dropped(DropReason),
+    TakenAgain(DropReason),
 }
 
 impl<O: FnMut() -> Result<Box<dyn Source>, Error>> Capture<O> {
     fn run(mut self, shutdown: &Shutdown) -> Result<End, Error> {
         let mut source = (self.open)()?;
+        self.news.send_modify(|news| news.opened += 1);
         let mut backoff = Backoff::new(Duration::from_millis(250), LONGEST_REOPEN_WAIT);
-        let mut told = Told::default();
         info!("capturing from {}", source.describe());
         loop {
             let by_kind = if source.is_live() {
@@ -160,13 +164,16 @@ impl<O: FnMut() -> Result<Box<dyn Source>, Error>> Capture<O> {
                 Ended::Source(error) => error,
             };
             drop(source);
+            self.news.send_modify(|news| {
+                news.lost += 1;
+                news.trouble = Some(chain(&error).to_string());
+            });
             self.writer.fall_silent();
             self.judge.gap();
             if delivered {
                 backoff.reset();
-                told = Told::default();
             }
-            let Some(again) = self.reopen(error, &mut backoff, &mut told, shutdown) else {
+            let Some(again) = self.reopen(error, &mut backoff, shutdown) else {
                 return Ok(End::Shutdown);
             };
             source = again;
@@ -180,13 +187,12 @@ impl<O: FnMut() -> Result<Box<dyn Source>, Error>> Capture<O> {
         &mut self,
         mut error: Error,
         backoff: &mut Backoff,
-        told: &mut Told,
         shutdown: &Shutdown,
     ) -> Option<Box<dyn Source>> {
         loop {
             let wait = backoff.next_wait(self.clock.jitter());
             let why = chain(&error).to_string();
-            if told.is_news(&why, self.clock.now()) {
+            if self.is_news(Line::Lost(why.clone())) {
                 warn!(error = why, "the camera is lost, will be opened again");
             } else {
                 debug!(
@@ -200,8 +206,14 @@ impl<O: FnMut() -> Result<Box<dyn Source>, Error>> Capture<O> {
                 return None;
             }
             match (self.open)() {
-                Ok(source) => return Some(source),
-                Err(again) => error = again,
+                Ok(source) => {
+                    self.news.send_modify(|news| news.opened += 1);
+                    return Some(source);
+                }
+                Err(again) => {
+                    self.trouble(Some(chain(&again).to_string()));
+                    error = again;
+                }
             }
         }
     }
@@ -224,10 +236,13 @@ impl<O: FnMut() -> Result<Box<dyn Source>, Error>> Capture<O> {
                 Ok(Read::Packet(mut packet)) => {
                     // What an earlier opening brought is no reference for this one.
                     packet.discontinuity |= !*delivered;
+                    if silent || !*delivered {
+                        self.trouble(None);
+                    }
                     silent = false;
                     last_packet = self.clock.now();
                     let taken = self.take_in(packet, shutdown);
-                    if !*delivered && reopened {
+                    if !*delivered && reopened && self.is_news(Line::Back) {
                         info!("the camera is back: {}", source.describe());
                     }
                     *delivered = true;
@@ -258,6 +273,7 @@ impl<O: FnMut() -> Result<Box<dyn Source>, Error>> Capture<O> {
                     "no frame comes from {}",
                     source.describe()
                 );
+                self.trouble(Some(format!("no frame comes from {}", source.describe())));
                 self.writer.fall_silent();
                 self.need_key_frame();
             }
@@ -271,6 +287,15 @@ impl<O: FnMut() -> Result<Box<dyn Source>, Error>> Capture<O> {
             }
         }
         Ended::For(End::Shutdown)
+    }
+
+    /// Whether this is worth a line, and not the same again.
+    fn is_news(&mut self, line: Line) -> bool {
+        self.repeats.say(line, self.clock.now()).is_some()
+    }
+
+    fn trouble(&self, trouble: Option<String>) {
+        self.news.send_modify(|news| news.trouble = trouble);
     }
 
     /// Something is lost: what follows is of no use before a key frame.
@@ -331,7 +356,9 @@ impl<O: FnMut() -> Result<Box<dyn Source>, Error>> Capture<O> {
                     self.judge.gap();
                 }
                 self.judge(at, len, key);
-                if let Some((reason, count)) = self.episode.take() {
+                if let Some((reason, count)) = self.episode.take()
+                    && self.is_news(Line::TakenAgain(reason))
+                {
                     info!(
                         reason = reason.name(),
                         frames = count,
@@ -379,8 +406,8 @@ impl<O: FnMut() -> Result<Box<dyn Source>, Error>> Capture<O> {
             Some((same, count)) if *same == reason => *count += 1,
             episode => {
                 *episode = Some((reason, 1));
-                if reason == DropReason::BeforeKeyFrame {
-                    debug!("{why}");
+                if reason == DropReason::BeforeKeyFrame || !self.is_news(Line::Dropped(reason)) {
+                    debug!(reason = reason.name(), "frames are dropped: {why}");
                 } else {
                     warn!(reason = reason.name(), "frames are dropped: {why}");
                 }
@@ -425,6 +452,10 @@ mod tests {
         }
     }
 
+    fn news() -> watch::Sender<News> {
+        watch::channel(News::default()).0
+    }
+
     fn policy() -> Policy {
         Policy {
             when_full: None,
@@ -452,8 +483,15 @@ mod tests {
                 drop(trigger);
             });
             let before = clock_gettime(ClockId::ThreadCPUTime);
-            let end = run(open, writer, policy(), Clock, &shutdown).unwrap();
+            let (news, told) = watch::channel(News::default());
+            let end = run(open, writer, policy(), Clock, &shutdown, news).unwrap();
             assert_eq!(end, End::Shutdown);
+            let told = told.borrow();
+            assert_eq!((told.opened, told.lost), (1, 1));
+            assert!(
+                told.trouble.as_ref().unwrap().contains("it is away"),
+                "{told:?}"
+            );
             clock_gettime(ClockId::ThreadCPUTime) - before
         });
         let used = Duration::try_from(used).unwrap();
@@ -503,7 +541,7 @@ mod tests {
             }
             Ok(Box::new(Losing { reads: 0 }) as Box<dyn Source>)
         };
-        run(open, writer, policy(), Clock, &shutdown).unwrap();
+        run(open, writer, policy(), Clock, &shutdown, news()).unwrap();
         let lost = CameraLosses {
             dropped_by_driver: 6,
             damaged: 2,
@@ -548,7 +586,7 @@ mod tests {
                 drop(trigger);
             });
             let open = || Ok(Box::new(Keyless { asked: &ASKED }) as Box<dyn Source>);
-            run(open, writer, policy(), Clock, &shutdown).unwrap();
+            run(open, writer, policy(), Clock, &shutdown, news()).unwrap();
         });
         assert_eq!(ASKED.load(Ordering::Relaxed), 2);
     }
@@ -608,7 +646,7 @@ mod tests {
                     every,
                 }) as Box<dyn Source>)
             };
-            let end = run(open, writer, policy(), Clock, &shutdown).unwrap();
+            let end = run(open, writer, policy(), Clock, &shutdown, news()).unwrap();
             assert_eq!(end, End::Media);
             let counts = reader.with(|ring| ring.counts());
             let dropped = counts.dropped_for(DropReason::CameraGap).frames;
@@ -616,16 +654,5 @@ mod tests {
             assert_eq!(counts.captured.frames - dropped, stored, "every {every}");
             assert_eq!(counts.dropped_in_all().frames, dropped);
         }
-    }
-
-    #[test]
-    fn a_camera_that_stays_away_is_told_of_once_a_minute() {
-        let start = Clock.now();
-        let mut told = Told::default();
-        let news: Vec<u64> = (0..150)
-            .filter(|second| told.is_news("gone", start + Duration::from_secs(*second)))
-            .collect();
-        assert_eq!(news, [0, 60, 120]);
-        assert!(told.is_news("busy", start + Duration::from_secs(150)));
     }
 }

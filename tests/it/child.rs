@@ -53,6 +53,8 @@ impl Producer {
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .env("AWS_ENDPOINT_URL_KINESIS_VIDEO", url)
             .env("AWS_REGION", "us-west-2")
+            // Many stream to one channel at once.
+            .env("KVS_NO_CONTROL", "true")
             .env("AWS_EC2_METADATA_DISABLED", "true")
             .env("AWS_ACCESS_KEY_ID", &known.access_key_id)
             .env("AWS_SECRET_ACCESS_KEY", &known.secret_access_key)

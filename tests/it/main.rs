@@ -14,6 +14,7 @@ mod happy_path;
 mod jitter;
 mod media;
 mod netns;
+mod operate;
 mod panics;
 mod proxy;
 mod reconnect;

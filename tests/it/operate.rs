@@ -1,0 +1,374 @@
+//! The commands, from the shell, against a producer that runs and against none.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use kvs_producer_app::app::Exit;
+use kvs_producer_app::operate::client;
+use kvs_producer_app::operate::protocol::Request;
+use rustix::process::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::support::{Program, Run, Running};
+
+/// A running producer of the built-in clip, with a control socket.
+struct Producer {
+    running: Running,
+    socket: PathBuf,
+    _dir: TempDir,
+}
+
+impl Producer {
+    fn start() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let socket = dir.path().join("control");
+        let mut running = producer(&socket).start();
+        running.wait_for("fragment persisted");
+        Self {
+            running,
+            socket,
+            _dir: dir,
+        }
+    }
+
+    /// Runs a command for it.
+    fn command(&self, line: &str) -> Run {
+        command(&self.socket, line).run()
+    }
+
+    /// The answer of a command that is carried out.
+    #[track_caller]
+    fn answer(&self, line: &str) -> Value {
+        let run = self
+            .command(&format!("{line} --json"))
+            .expect(Exit::Persisted);
+        serde_json::from_str(&run.stdout).expect("JSON")
+    }
+
+    fn status(&self) -> Value {
+        client::ask(&self.socket, &Request::Status, None)
+            .map(Value::Object)
+            .expect("it answers")
+    }
+
+    /// Waits until its status is like that.
+    #[track_caller]
+    fn wait_until(&self, wanted: impl Fn(&Value) -> bool) -> Value {
+        for _ in 0..400 {
+            let status = self.status();
+            if wanted(&status) {
+                return status;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        panic!("{}\n{}", self.status(), self.running.output());
+    }
+}
+
+/// A producer of the built-in clip that is to listen at `socket`.
+fn producer(socket: &Path) -> Program {
+    Program::local(["--device=demo", "cam"])
+        .env("KVS_NO_CONTROL", "false")
+        .env("KVS_CONTROL", socket)
+}
+
+fn command(socket: &Path, line: &str) -> Program {
+    Program::new(line.split(' ')).env("KVS_CONTROL", socket)
+}
+
+fn persisted(status: &Value) -> u64 {
+    status["persisted"]["frames"].as_u64().expect("a number")
+}
+
+#[test]
+fn a_producer_tells_how_it_is_in_words_in_json_and_for_prometheus() {
+    let producer = Producer::start();
+    let run = producer.command("status cam").expect(Exit::Persisted);
+    assert!(
+        run.stdout.starts_with("cam: streaming, healthy\n"),
+        "{}",
+        run.stdout
+    );
+    let status = producer.answer("status cam");
+    assert_eq!(status["camera"]["opened"], 1, "{status}");
+    assert_eq!(status["acks"]["error"], 0, "{status}");
+    assert!(status["acks"]["persisted"].as_u64() >= Some(1), "{status}");
+    assert!(status["calls"]["create_stream"]["count"] == 1, "{status}");
+    assert!(
+        status["latency"]["to_persisted"]["count"].as_u64() >= Some(1),
+        "{status}"
+    );
+    let run = producer
+        .command("status cam --prometheus")
+        .expect(Exit::Persisted);
+    let healthy = "kvs_producer_healthy{channel=\"cam\"} 1\n";
+    assert!(run.stdout.contains(healthy), "{}", run.stdout);
+
+    let buffer = producer.answer("buffer cam");
+    let bytes = |name: &str| buffer[name].as_u64().expect("a number");
+    assert_eq!(
+        bytes("available_bytes") + bytes("used_bytes"),
+        bytes("total_bytes")
+    );
+    assert_eq!(bytes("total_bytes"), 2048 * 1024);
+    let run = producer.command("buffer cam").expect(Exit::Persisted);
+    assert!(run.stdout.contains("2.0 MiB available"), "{}", run.stdout);
+}
+
+#[test]
+fn stop_waits_until_all_is_persisted_and_says_so() {
+    let producer = Producer::start();
+    let answer = producer.answer("stop cam");
+    let report = &answer["report"];
+    assert_eq!(
+        report["persisted"]["frames"], report["captured"]["frames"],
+        "{report}"
+    );
+    let run = producer.running.finish().expect(Exit::Persisted);
+    assert_eq!(run.report()["persisted"], report["persisted"]);
+    assert!(
+        !producer.socket.exists(),
+        "the socket goes with its producer"
+    );
+}
+
+#[test]
+fn free_ends_at_once_and_says_what_is_lost() {
+    let producer = Producer::start();
+    // A fragment is always under way.
+    let run = producer.command("free cam").expect(Exit::Unsent);
+    assert!(run.stdout.contains("not_sent_in_time"), "{}", run.stdout);
+    producer.running.finish().expect(Exit::Unsent);
+}
+
+#[test]
+fn pause_ends_the_connection_in_order_and_resume_sends_what_was_kept() {
+    let producer = Producer::start();
+    assert_eq!(producer.answer("pause cam")["paused"], true);
+    let paused = producer.status();
+    assert_eq!(paused["state"], "paused");
+    assert_eq!(paused["connections"]["open"], 0);
+    assert_eq!(paused["connections"]["opened"], 1);
+    std::thread::sleep(Duration::from_millis(1500));
+    let later = producer.status();
+    assert_eq!(persisted(&later), persisted(&paused), "nothing is uploaded");
+    assert!(later["captured"]["frames"].as_u64() > paused["captured"]["frames"].as_u64());
+    // Once more is no error.
+    assert_eq!(producer.answer("pause cam")["paused"], true);
+
+    assert_eq!(producer.answer("resume cam")["paused"], false);
+    let kept = later["captured"]["frames"].as_u64().expect("a number");
+    producer.wait_until(|status| persisted(status) >= kept);
+    let answer = producer.answer("stop cam");
+    let report = &answer["report"];
+    assert_eq!(
+        report["persisted"]["frames"], report["captured"]["frames"],
+        "{report}"
+    );
+    producer.running.finish().expect(Exit::Persisted);
+}
+
+#[test]
+fn a_paused_producer_that_is_stopped_sends_what_it_kept() {
+    let producer = Producer::start();
+    producer.answer("pause cam");
+    std::thread::sleep(Duration::from_secs(1));
+    let answer = producer.answer("stop cam");
+    let report = &answer["report"];
+    assert_eq!(
+        report["persisted"]["frames"], report["captured"]["frames"],
+        "{report}"
+    );
+    assert_eq!(report["connections"], 2);
+}
+
+#[test]
+fn reset_closes_the_connection_and_keeps_the_buffer_where_it_is_told_to() {
+    let producer = Producer::start();
+    let answer = producer.answer("reset cam --keep-buffer");
+    assert_eq!(answer["discarded"]["frames"], 0, "{answer}");
+    producer.wait_until(|status| status["connections"]["opened"] == 2);
+    let answer = producer.answer("stop cam");
+    let report = &answer["report"];
+    assert_eq!(
+        report["persisted"]["frames"], report["captured"]["frames"],
+        "{report}"
+    );
+    assert!(report["resent"]["frames"].as_u64() > Some(0), "{report}");
+}
+
+#[test]
+fn reset_throws_away_what_is_held_counts_it_and_begins_with_a_key_frame() {
+    let producer = Producer::start();
+    // While it is paused it holds something.
+    producer.answer("pause cam");
+    std::thread::sleep(Duration::from_millis(500));
+    let answer = producer.answer("reset cam");
+    let discarded = answer["discarded"]["frames"].as_u64().expect("a number");
+    assert!(discarded > 5, "{answer}");
+    producer.answer("resume cam");
+    let before = persisted(&producer.status());
+    producer.wait_until(|status| persisted(status) > before);
+    let run = producer.command("stop cam").expect(Exit::Persisted);
+    assert!(run.stdout.contains("on_order"), "{}", run.stdout);
+    let report = producer.running.finish().expect(Exit::Persisted).report();
+    let on_order = report["dropped"]["by_reason"]["on_order"]["frames"].as_u64();
+    assert!(on_order >= Some(discarded), "{report}");
+    assert_eq!(report["dropped"]["frames"].as_u64(), on_order, "{report}");
+}
+
+#[test]
+fn the_log_level_changes_while_it_runs() {
+    let producer = Producer::start();
+    let answer = producer.answer("log cam error");
+    assert_eq!(answer["level"], "error");
+    let log = producer.running.output();
+    producer.answer("reset cam --keep-buffer");
+    assert_eq!(producer.running.output(), log, "nothing more is said");
+    let answer = producer.answer("log cam info");
+    assert_eq!(
+        (&answer["was"], &answer["level"]),
+        (&"error".into(), &"info".into())
+    );
+    producer.answer("reset cam --keep-buffer");
+    assert!(producer.running.output().len() > log.len());
+}
+
+#[test]
+fn every_command_says_that_no_producer_runs() {
+    let dir = tempfile::tempdir().expect("a directory");
+    for line in [
+        "status cam",
+        "status cam --json",
+        "status cam --prometheus --watch",
+        "buffer cam",
+        "stop cam",
+        "reset cam",
+        "reset cam --keep-buffer",
+        "free cam",
+        "pause cam",
+        "resume cam",
+        "log cam debug",
+    ] {
+        let run = command(&dir.path().join("none"), line).run();
+        let run = run.expect(Exit::NoProducer);
+        let said = run.said();
+        assert_eq!(said.len(), 1, "{line}: {said:?}");
+        assert!(said[0].contains("KVS-E601"), "{line}: {said:?}");
+        assert_eq!(run.stdout, "", "{line}");
+    }
+    // Without a path the usual places are named.
+    let run = Program::new(["status", "no-such-channel"]).run();
+    let run = run.expect(Exit::NoProducer);
+    assert!(run.stderr.contains("/run/kvsProducerApp"), "{}", run.stderr);
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_before_anybody_is_asked() {
+    for line in [
+        "status",
+        "log cam",
+        "log cam loud",
+        "reset cam --drop",
+        "explain KVS-E7",
+    ] {
+        Program::new(line.split(' ')).run().expect(Exit::Usage);
+    }
+}
+
+#[test]
+fn a_second_producer_of_a_channel_is_refused_and_the_first_streams_on() {
+    let producer = Producer::start();
+    let second = self::producer(&producer.socket).run().expect(Exit::Taken);
+    let said = second.said();
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(
+        said[0].contains("KVS-E605") && said[0].contains("process"),
+        "{said:?}"
+    );
+    producer.command("stop cam").expect(Exit::Persisted);
+}
+
+#[test]
+fn what_a_killed_producer_leaves_behind_keeps_nobody_out() {
+    let Producer {
+        running,
+        socket,
+        _dir,
+    } = Producer::start();
+    running.signal(Signal::KILL);
+    drop(running);
+    assert!(socket.exists());
+    command(&socket, "status cam")
+        .run()
+        .expect(Exit::NoProducer);
+    let mut next = producer(&socket).start();
+    next.wait_for("fragment persisted");
+    command(&socket, "stop cam").run().expect(Exit::Persisted);
+    next.finish().expect(Exit::Persisted);
+}
+
+#[test]
+fn hundreds_who_ask_and_some_who_hang_cost_no_frame() {
+    let producer = Producer::start();
+    let hanging: Vec<_> = (0..8)
+        .map(|_| UnixStream::connect(&producer.socket).expect("connects"))
+        .collect();
+    let mut garbage = UnixStream::connect(&producer.socket).expect("connects");
+    garbage.write_all(&[0x80; 10_000]).expect("is taken");
+    std::thread::scope(|scope| {
+        for _ in 0..300 {
+            scope.spawn(|| {
+                client::ask(&producer.socket, &Request::Status, None).expect("is served")
+            });
+        }
+    });
+    let mut answer = String::new();
+    let _ = garbage.read_to_string(&mut answer);
+    assert!(answer.contains("KVS-E603"), "{answer}");
+    drop(hanging);
+    let answer = producer.answer("stop cam");
+    let report = &answer["report"];
+    assert_eq!(
+        report["persisted"]["frames"], report["captured"]["frames"],
+        "{report}"
+    );
+    assert_eq!(report["connections"], 1, "{report}");
+}
+
+#[test]
+fn codes_are_explained() {
+    let run = Program::new(["explain", "e4501"])
+        .run()
+        .expect(Exit::Persisted);
+    assert!(
+        run.stdout.starts_with("KVS-E4501: KMS_KEY_DISABLED\n"),
+        "{}",
+        run.stdout
+    );
+    let run = Program::new(["explain"]).run().expect(Exit::Persisted);
+    assert_eq!(
+        run.stdout.lines().count(),
+        kvs_producer_app::codes::Code::all().count()
+    );
+}
+
+#[test]
+fn a_place_for_the_socket_that_cannot_be_is_told_at_the_start() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("notes");
+    fs::write(&file, "mine").expect("written");
+    for socket in [&file, &dir.path().join("none/control")] {
+        let run = producer(socket).run().expect(Exit::Usage);
+        let name = socket
+            .file_name()
+            .and_then(|name| name.to_str())
+            .expect("ASCII");
+        assert!(run.said()[0].contains(name), "{:?}", run.said());
+    }
+    assert_eq!(fs::read_to_string(&file).expect("it is there"), "mine");
+}
