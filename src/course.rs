@@ -27,6 +27,7 @@ use crate::operate::desk::{self, Desk, refuse};
 use crate::operate::gauge::Gauge;
 use crate::operate::health::{Facts, Health};
 use crate::operate::metrics::{Buffer, Camera, Metrics};
+use crate::operate::notify::Manager;
 use crate::operate::protocol::{self, Request};
 use crate::operate::socket::{Asked, Server};
 use crate::repeats::Repeats;
@@ -115,6 +116,7 @@ pub struct Course {
     news: watch::Sender<News>,
     gauge: Mutex<Gauge>,
     server: OnceLock<Server>,
+    manager: Mutex<Option<Manager>>,
     /// Whether an overflow began, or ended, lately.
     repeats: Mutex<Repeats<bool>>,
 }
@@ -176,6 +178,7 @@ impl Course {
             news: watch::channel(News::default()).0,
             gauge: Mutex::default(),
             server: OnceLock::new(),
+            manager: Mutex::default(),
             repeats: Mutex::default(),
             config,
         })
@@ -192,6 +195,7 @@ impl Course {
             debug!(path = %server.path().display(), "commands are taken");
             let _ = self.server.set(server);
         }
+        *lock(&self.manager) = Manager::from_environment();
         let network = self.network().await?;
         self.capture(open, self.ring.writer())?;
         lock(&self.plan).ends_at = self
@@ -421,6 +425,7 @@ impl Course {
                     }
                     let turn = lock(&self.gauge).look(&now);
                     self.tell(turn);
+                    self.tell_manager(&now);
                     if watched {
                         log::show_status(&Line::between(self.started, &before, &now).to_string());
                     } else if now.at - logged.at >= LOG_EVERY {
@@ -511,15 +516,14 @@ impl Course {
     fn metrics(&self) -> Metrics {
         let now = self.look();
         let (buffer, status) = (self.buffer(), self.status.borrow().clone());
-        let (camera, trouble) = {
+        let camera = {
             let news = self.news.borrow();
-            let camera = Camera {
+            Camera {
                 opened: news.opened,
                 lost: news.lost,
-            };
-            (camera, news.trouble.clone())
+            }
         };
-        let health = self.health(&now, &status, trouble.as_deref());
+        let (health, _) = self.health(&now);
         let gauge = lock(&self.gauge);
         Metrics {
             channel: self.config.aws.stream.clone(),
@@ -539,22 +543,34 @@ impl Course {
         }
     }
 
-    fn health(&self, now: &Look, status: &Status, trouble: Option<&str>) -> Health {
+    /// How it is, and whether a service manager should take it for alive.
+    fn health(&self, now: &Look) -> (Health, bool) {
+        let (status, news) = (self.status.borrow(), self.news.borrow());
         let plan = lock(&self.plan);
-        Health::of(&Facts {
+        let facts = Facts {
             now: now.at,
             wall: self.clock.wall(),
             since: plan.resumed.unwrap_or(self.started),
             paused: plan.paused,
             draining: plan.ends(),
             last_frame: lock(&self.gauge).last_frame(),
-            camera_trouble: trouble,
+            camera_trouble: news.trouble.as_deref(),
             streaming: status.streaming,
             failure: status.failure.as_ref(),
             last_persisted: status.last_persisted.map(|(_, at)| at),
             fragment: status.fragment,
             behind: now.behind(),
-        })
+        };
+        let health = Health::of(&facts);
+        let alive = health.is_alive(&facts);
+        (health, alive)
+    }
+
+    fn tell_manager(&self, now: &Look) {
+        if let Some(manager) = lock(&self.manager).as_mut() {
+            let (health, alive) = self.health(now);
+            manager.tell(now.at, &health, alive);
+        }
     }
 
     fn tell(&self, turn: Option<Turn>) {
@@ -595,6 +611,7 @@ impl Course {
             .drain
             .get_or_insert_with(|| self.clock.now() + self.config.grace);
         desk.order(Order::Drain(until));
+        self.tell_manager(&self.look());
     }
 
     fn look(&self) -> Look {

@@ -11,6 +11,7 @@ pub mod desk;
 pub mod gauge;
 pub mod health;
 pub mod metrics;
+pub mod notify;
 pub mod protocol;
 pub mod socket;
 mod words;
