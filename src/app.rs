@@ -216,6 +216,18 @@ pub enum Exit {
 }
 
 impl Exit {
+    /// What the exit code says of a failure.
+    pub fn of_failure(kind: FailureKind) -> Self {
+        match kind {
+            FailureKind::NoCredentials
+            | FailureKind::BadCredentials
+            | FailureKind::NotPermitted => Self::NotPermitted,
+            FailureKind::Untrusted => Self::Untrusted,
+            FailureKind::StreamLimit | FailureKind::Key | FailureKind::Invalid => Self::Refused,
+            _ => Self::Unsent,
+        }
+    }
+
     /// The exit code with this number.
     pub fn of(number: Option<u64>) -> Option<Self> {
         let all = [
@@ -466,19 +478,7 @@ pub(crate) fn exit(report: &Report, no_source: bool, outcome: &Outcome) -> Exit 
     };
     match (no_source, failure.map(|failure| failure.kind)) {
         (true, _) => Exit::NoSource,
-        (
-            false,
-            Some(
-                FailureKind::NoCredentials
-                | FailureKind::BadCredentials
-                | FailureKind::NotPermitted,
-            ),
-        ) => Exit::NotPermitted,
-        (false, Some(FailureKind::Untrusted)) => Exit::Untrusted,
-        (false, Some(FailureKind::StreamLimit | FailureKind::Key | FailureKind::Invalid)) => {
-            Exit::Refused
-        }
-        (false, Some(_)) => Exit::Unsent,
+        (false, Some(kind)) => Exit::of_failure(kind),
         (false, None) if *outcome != Outcome::Done || lost(&[DropReason::NotSentInTime]) => {
             Exit::Unsent
         }

@@ -33,6 +33,14 @@ pub struct Args {
     #[command(subcommand)]
     pub command: Option<Command>,
 
+    /// What is streamed.
+    #[command(flatten)]
+    pub stream: StreamArgs,
+}
+
+/// What is streamed, where to, and how: the options of streaming, and of the commands that need to know the same.
+#[derive(Debug, clap::Args)]
+pub struct StreamArgs {
     /// Name of the stream: 1 to 256 letters, digits, and _ . -
     #[arg(env = "KVS_CHANNEL", value_parser = channel)]
     pub channel: Option<String>,
@@ -88,10 +96,10 @@ pub struct Args {
     #[arg(long, env = "KVS_REGION", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub region: Option<String>,
 
-    /// Hours that the service keeps the media, 0 to 87600; only used when the stream is created
-    #[arg(long, value_name = "HOURS", env = "KVS_RETENTION", default_value_t = 24,
+    /// Hours that the service keeps the media, 0 to 87600; only used when the stream is created, and then 24 without it
+    #[arg(long, value_name = "HOURS", env = "KVS_RETENTION",
           value_parser = clap::value_parser!(u32).range(0..=87_600))]
-    pub retention: u32,
+    pub retention: Option<u32>,
 
     /// Tag for the stream; may be given more than once, or with commas in KVS_TAG
     #[arg(long = "tag", value_name = "K=V", env = "KVS_TAG", value_delimiter = ',', value_parser = tag)]
@@ -187,6 +195,16 @@ pub enum Command {
     },
     /// Check that this binary speaks to cameras as kernels for this machine understand it; no camera is needed
     SelfCheck,
+    /// Create the stream and wait until it is ACTIVE; one that is there is left as it is, but for more retention and tags
+    /// where they are asked for
+    Create {
+        /// Which stream.
+        #[command(flatten)]
+        stream: Box<StreamArgs>,
+        /// Show the result as JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// What a running producer is asked.
     #[command(flatten)]
     Operate(crate::operate::command::Command),
@@ -233,7 +251,10 @@ pub enum FormatArg {
     Json,
 }
 
-impl Args {
+/// DataRetentionInHours of a stream that is created, where nobody says.
+const DEFAULT_RETENTION_HOURS: u32 = 24;
+
+impl StreamArgs {
     /// What the arguments mean for streaming.
     ///
     /// # Errors
@@ -297,7 +318,7 @@ impl Args {
                 credentials: None,
                 provider,
                 refresh: refresh::Settings::default(),
-                retention_hours: self.retention,
+                retention_hours: self.retention.unwrap_or(DEFAULT_RETENTION_HOURS),
                 kms_key: self.kms_key,
                 tags: self.tags,
             },
@@ -553,10 +574,10 @@ mod tests {
     fn a_stream_may_be_named_like_a_command() {
         let parse = |args: &[&str]| Args::try_parse_from(args).expect("parses");
         let args = parse(&["kvsProducerApp", "--retention", "1", "--", "status", "600"]);
-        assert_eq!(args.channel.as_deref(), Some("status"));
-        assert_eq!((args.duration, args.command.is_none()), (600, true));
+        assert_eq!(args.stream.channel.as_deref(), Some("status"));
+        assert_eq!((args.stream.duration, args.command.is_none()), (600, true));
         let args = parse(&["kvsProducerApp", "stop", "status"]);
-        assert!(args.command.is_some() && args.channel.is_none());
+        assert!(args.command.is_some() && args.stream.channel.is_none());
     }
 
     #[test]
@@ -579,7 +600,7 @@ mod tests {
     #[test]
     fn the_shortest_command_line_is_enough() {
         let args = Args::try_parse_from(["kvsProducerApp", "my-camera", "600"]).expect("parses");
-        let config = args.into_config().expect("makes sense");
+        let config = args.stream.into_config().expect("makes sense");
         assert_eq!(config.aws.stream, "my-camera");
         assert_eq!(config.duration, Some(Duration::from_mins(10)));
         assert_eq!(config.device, Device::AnyCamera);

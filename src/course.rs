@@ -686,7 +686,9 @@ mod tests {
 
     #[test]
     fn a_ring_whose_lock_nobody_gives_back_is_lost() {
-        let config = crate::cli::Args::parse_from(["kvsProducerApp", "cam"]).into_config();
+        let config = crate::cli::Args::parse_from(["kvsProducerApp", "cam"])
+            .stream
+            .into_config();
         let course = Course::new(config.expect("a channel is enough")).expect("no CA file");
         assert!(course.has_ring());
         course.ring.with(|_| assert!(!course.has_ring()));

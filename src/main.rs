@@ -9,12 +9,13 @@ use kvs_producer_app::app::{self, Error, Exit, Summary};
 use kvs_producer_app::chain;
 #[cfg(feature = "local")]
 use kvs_producer_app::cli::log_level;
-use kvs_producer_app::cli::{Args, Command};
+use kvs_producer_app::cli::{Args, Command, StreamArgs};
 use kvs_producer_app::codes::Code;
 #[cfg(feature = "local")]
 use kvs_producer_app::local::command;
 #[cfg(feature = "local")]
 use kvs_producer_app::log::Format;
+use kvs_producer_app::operate::create;
 use kvs_producer_app::ring::DropReason;
 use kvs_producer_app::source::v4l2::devices::{self, Device};
 use kvs_producer_app::source::v4l2::self_check;
@@ -57,7 +58,7 @@ struct Failed {
 
 fn run(mut args: Args) -> Result<Exit, Failed> {
     match args.command.take() {
-        None => stream(args),
+        None => stream(args.stream),
         Some(Command::Devices { json }) => list_devices(json),
         Some(Command::SelfCheck) => match self_check::run() {
             Ok(text) => print(&format!("{text}\n")),
@@ -66,13 +67,17 @@ fn run(mut args: Args) -> Result<Exit, Failed> {
                 message: format!("self-check: {message}"),
             }),
         },
+        Some(Command::Create { stream, json }) => create(*stream, json),
         Some(Command::Operate(command)) => command.run().map_err(|error| Failed {
             exit: error.exit(),
             message: format!("{} [{}]", chain(&error), error.code()),
         }),
         #[cfg(feature = "local")]
         Some(Command::LocalEndpoint(options)) => {
-            kvs_producer_app::log::start(log_level(args.verbose, args.quiet), Format::Text);
+            kvs_producer_app::log::start(
+                log_level(args.stream.verbose, args.stream.quiet),
+                Format::Text,
+            );
             let run = app::until_signal(|shutdown| command::run(options, shutdown));
             let run = app::block_on(run).and_then(|run| run);
             let run = run.map_err(|error| Failed {
@@ -113,13 +118,35 @@ fn print(text: &str) -> Result<Exit, Failed> {
     }
 }
 
-fn stream(args: Args) -> Result<Exit, Failed> {
+fn stream(args: StreamArgs) -> Result<Exit, Failed> {
     let config = args.into_config().map_err(|message| Failed {
         exit: Exit::Usage,
         message,
     })?;
     kvs_producer_app::log::start(config.log_level, config.log_format);
     Ok(app::run(config, conclude))
+}
+
+fn create(args: StreamArgs, json: bool) -> Result<Exit, Failed> {
+    let retention = args.retention;
+    let config = args.into_config().map_err(|message| Failed {
+        exit: Exit::Usage,
+        message,
+    })?;
+    kvs_producer_app::log::start(config.log_level, config.log_format);
+    let failed = |error: create::Error| Failed {
+        exit: error.exit(),
+        message: format!("{} [{}]", chain(&error), error.code()),
+    };
+    let created = app::block_on(create::run(&config, retention))
+        .map_err(create::Error::App)
+        .and_then(|created| created)
+        .map_err(failed)?;
+    print(&if json {
+        format!("{}\n", created.json())
+    } else {
+        created.to_string()
+    })
 }
 
 /// Says how a run ended.

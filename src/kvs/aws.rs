@@ -14,7 +14,7 @@ use aws_credential_types::provider::{ProvideCredentials, future};
 use aws_sdk_kinesisvideo::Client;
 use aws_sdk_kinesisvideo::config::IdentityCache;
 use aws_sdk_kinesisvideo::error::{ProvideErrorMetadata, SdkError};
-use aws_sdk_kinesisvideo::types::{ApiName, Status};
+use aws_sdk_kinesisvideo::types::{ApiName, Status, UpdateDataRetentionOperation};
 use aws_smithy_async::time::TimeSource;
 use aws_smithy_runtime_api::client::http::{
     HttpConnector, HttpConnectorFuture, SharedHttpClient, SharedHttpConnector, http_client_fn,
@@ -61,6 +61,30 @@ pub struct Options {
     pub kms_key: Option<String>,
     /// Tags for the stream.
     pub tags: Vec<(String, String)>,
+}
+
+/// What the service knows of a stream. Empty texts are those that it does not tell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamInfo {
+    /// Its whole name.
+    pub arn: String,
+    /// `CREATING`, `ACTIVE`, `UPDATING`, `DELETING`.
+    pub status: String,
+    /// For how long media is kept; 0: not at all.
+    pub retention_hours: u32,
+    /// What the media is encrypted with.
+    pub kms_key: String,
+    /// What it is for.
+    pub media_type: String,
+    /// What a change has to name.
+    pub version: String,
+}
+
+impl StreamInfo {
+    /// Whether it takes media, and changes.
+    pub fn is_active(&self) -> bool {
+        self.status == "ACTIVE"
+    }
 }
 
 /// Why streaming cannot even be tried.
@@ -277,6 +301,19 @@ impl Aws {
     }
 
     async fn describe(&self) -> Result<Reply, Failure> {
+        let stream = self.look_at().await?;
+        Ok(Reply::Described {
+            active: stream.is_active() || stream.status == "UPDATING",
+            deleting: stream.status == "DELETING",
+            retention_hours: stream.retention_hours,
+        })
+    }
+
+    /// What the service knows of the stream: DescribeStream.
+    ///
+    /// # Errors
+    /// What went wrong; [`FailureKind::NotFound`] where there is none.
+    pub async fn look_at(&self) -> Result<StreamInfo, Failure> {
         let call = self
             .client
             .describe_stream()
@@ -288,15 +325,36 @@ impl Aws {
         let stream = answer
             .stream_info()
             .ok_or_else(|| self.incomplete("DescribeStream"))?;
-        let status = stream.status();
-        Ok(Reply::Described {
-            active: matches!(status, Some(Status::Active | Status::Updating)),
-            deleting: matches!(status, Some(Status::Deleting)),
+        let text = |text: Option<&str>| text.unwrap_or_default().to_owned();
+        Ok(StreamInfo {
+            arn: text(stream.stream_arn()),
+            status: text(stream.status().map(Status::as_str)),
             retention_hours: stream
                 .data_retention_in_hours()
                 .and_then(|hours| u32::try_from(hours).ok())
                 .unwrap_or(0),
+            kms_key: text(stream.kms_key_id()),
+            media_type: text(stream.media_type()),
+            version: text(stream.version()),
         })
+    }
+
+    /// Has the service keep the stream's media for so many hours more: UpdateDataRetention.
+    ///
+    /// # Errors
+    /// What went wrong.
+    pub async fn raise_retention(&self, stream: &StreamInfo, hours: u32) -> Result<(), Failure> {
+        let call = self
+            .client
+            .update_data_retention()
+            .stream_name(&self.options.stream)
+            .current_version(&stream.version)
+            .operation(UpdateDataRetentionOperation::IncreaseDataRetention)
+            .data_retention_change_in_hours(i32::try_from(hours).unwrap_or(i32::MAX));
+        call.send()
+            .await
+            .map_err(|error| self.failure("UpdateDataRetention", &error))?;
+        Ok(())
     }
 
     async fn create(&self, codec: Option<Codec>) -> Result<Reply, Failure> {

@@ -7,6 +7,7 @@
 
 pub mod client;
 pub mod command;
+pub mod create;
 pub mod desk;
 pub mod gauge;
 pub mod health;

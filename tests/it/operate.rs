@@ -13,7 +13,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{Program, Run, Running};
+use crate::support::{Endpoint, Program, Run, Running};
 
 /// A running producer of the built-in clip, with a control socket.
 struct Producer {
@@ -407,4 +407,84 @@ fn a_place_for_the_socket_that_cannot_be_is_told_at_the_start() {
         assert!(run.said()[0].contains(name), "{:?}", run.said());
     }
     assert_eq!(fs::read_to_string(&file).expect("it is there"), "mine");
+}
+
+/// Runs `create` against an endpoint.
+fn create(endpoint: &Endpoint, line: &str) -> Program {
+    let variables = endpoint.variables();
+    let variables = variables
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()));
+    Program::new(["create"])
+        .args(line.split(' '))
+        .envs(variables)
+}
+
+#[test]
+fn create_makes_a_stream_and_says_what_it_finds_the_next_time() {
+    let endpoint = Endpoint::start::<&str>([]);
+    let run = create(&endpoint, "cam --tag site=gate")
+        .run()
+        .expect(Exit::Persisted);
+    assert!(
+        run.stdout.starts_with("cam: created, ACTIVE\n"),
+        "{}",
+        run.stdout
+    );
+    assert!(
+        run.stdout.contains("keeps media for 24 h"),
+        "{}",
+        run.stdout
+    );
+    let run = create(&endpoint, "cam").run().expect(Exit::Persisted);
+    assert!(
+        run.stdout.starts_with("cam: was there already, ACTIVE\n"),
+        "{}",
+        run.stdout
+    );
+    let answer = |line: &str| -> Value {
+        let run = create(&endpoint, line)
+            .arg("--json")
+            .run()
+            .expect(Exit::Persisted);
+        serde_json::from_str(&run.stdout).expect("JSON")
+    };
+    let raised = answer("cam --retention 48");
+    assert_eq!(raised["retention_hours"], 48, "{raised}");
+    assert_eq!(raised["raised_from_hours"], 24, "{raised}");
+    let kept = answer("cam --retention 1");
+    assert_eq!(kept["retention_hours"], 48, "{kept}");
+    assert_eq!(kept["raised_from_hours"], Value::Null, "{kept}");
+    assert_eq!(answer("other --retention 0")["retention_hours"], 0);
+}
+
+#[test]
+fn create_says_why_it_cannot() {
+    let endpoint = Endpoint::start::<&str>([]);
+    for (program, exit, code) in [
+        (
+            create(&endpoint, "cam").env("AWS_SECRET_ACCESS_KEY", "wrong"),
+            Exit::NotPermitted,
+            "KVS-E426",
+        ),
+        (
+            create(&endpoint, "cam").env("AWS_ACCESS_KEY_ID", ""),
+            Exit::NotPermitted,
+            "KVS-E304",
+        ),
+        (
+            create(&endpoint, "cam").env("AWS_ENDPOINT_URL_KINESIS_VIDEO", "http://127.0.0.1:9"),
+            Exit::Unsent,
+            "KVS-E301",
+        ),
+        (
+            create(&endpoint, "a/b"),
+            Exit::Usage,
+            "cannot be in a stream's name",
+        ),
+    ] {
+        let run = program.run().expect(exit);
+        assert!(run.stderr.contains(code), "{}", run.stderr);
+        assert_eq!(run.stdout, "");
+    }
 }
