@@ -245,7 +245,7 @@ impl fmt::Display for Created {
                 "  keeps media for {hours} h; it is not lowered to {wanted} h, because that would delete media"
             )?,
             (None, None) if hours == 0 => {
-                writeln!(f, "  keeps no media: --retention changes that")?
+                writeln!(f, "  keeps no media: --retention changes that")?;
             }
             (None, None) => writeln!(f, "  keeps media for {hours} h")?,
         }

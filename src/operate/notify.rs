@@ -14,7 +14,7 @@ use tracing::debug;
 use super::health::{Health, State};
 
 /// While it starts or stops the service manager is asked for so much more time, again and again.
-const MORE_TIME: Duration = Duration::from_secs(60);
+const MORE_TIME: Duration = Duration::from_mins(1);
 
 /// How often.
 const ASK_EVERY: Duration = Duration::from_secs(20);
