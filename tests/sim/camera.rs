@@ -154,15 +154,18 @@ impl Camera {
             Trick::Discontinuity => self.discontinuity = true,
             Trick::Damaged => {
                 self.bytes += 100;
+                let reason = writer.drop_frame(100, DropReason::CameraGap);
+                // Damage before the first key frame is none.
+                let joining = self.last_stored.is_none() && reason == DropReason::BeforeKeyFrame;
+                assert!(joining || reason == DropReason::CameraGap);
                 let at = self.last_stored.unwrap_or(0);
                 self.shots.push(Shot {
                     at,
                     key: false,
                     track: self.track,
                     len: 100,
-                    dropped: Some(DropReason::CameraGap),
+                    dropped: Some(reason),
                 });
-                writer.drop_frame(100, DropReason::CameraGap);
             }
             Trick::Big { bytes } => self.big = Some(bytes),
             Trick::Gop { ms } => {
