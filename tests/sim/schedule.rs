@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use kvs_producer_app::kvs::failure::FailureKind;
+use kvs_producer_app::kvs::failure::{self, FailureKind, Verdict};
+use kvs_producer_app::kvs::session::Reset;
 
 /// How the camera misbehaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,6 +80,10 @@ pub enum Trouble {
     Delete,
     /// The data endpoint moves.
     Move,
+    /// Somebody wants nothing to be uploaded.
+    Pause,
+    /// Somebody wants it to begin anew.
+    Anew(Reset),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -280,7 +285,7 @@ impl Schedule {
             && !self.give_up
             && self.grace_ms >= 150_000
             && self.service_age_ms > self.connection_age_ms
-            && self.faults.iter().all(|fault| !fault.refuses_media())
+            && self.faults.iter().all(|fault| !fault.gives_up_media())
             && self.last_trouble_ms() < self.length_ms + 30_000
             && self.scenes.iter().all(|scene| {
                 !matches!(
@@ -390,10 +395,12 @@ impl Schedule {
 
 impl Fault {
     /// Whether the service refuses a fragment for its own sake.
-    fn refuses_media(&self) -> bool {
-        matches!(self.trouble, Trouble::Error { id, .. }
-            if kvs_producer_app::kvs::failure::of_error_ack(id, "").0
-                == kvs_producer_app::kvs::failure::Verdict::Skip)
+    fn gives_up_media(&self) -> bool {
+        match self.trouble {
+            Trouble::Error { id, .. } => failure::of_error_ack(id, "").0 == Verdict::Skip,
+            Trouble::Anew(what) => what == Reset::All,
+            _ => false,
+        }
     }
 }
 
@@ -410,7 +417,7 @@ fn span(rng: &mut fastrand::Rng) -> u64 {
 fn fault(rng: &mut fastrand::Rng, length_ms: u64, wild: bool) -> Fault {
     use FailureKind as K;
     let linger_ms = if rng.bool() { 0 } else { rng.u64(..5_000) };
-    let trouble = match rng.u8(0..22) {
+    let trouble = match rng.u8(0..25) {
         0..=3 => Trouble::Cut {
             after: rng.usize(..4000),
             linger_ms,
@@ -479,6 +486,8 @@ fn fault(rng: &mut fastrand::Rng, length_ms: u64, wild: bool) -> Fault {
             ),
         },
         20 => Trouble::Delete,
+        21 => Trouble::Pause,
+        22 | 23 => Trouble::Anew(pick(rng, &[Reset::Connections, Reset::All])),
         _ => Trouble::Move,
     };
     let lasting_ms = match trouble {
@@ -488,6 +497,7 @@ fn fault(rng: &mut fastrand::Rng, length_ms: u64, wild: bool) -> Fault {
         | Trouble::Error { .. }
         | Trouble::ClockStep { .. }
         | Trouble::Delete
+        | Trouble::Anew(_)
         | Trouble::Move => 0,
         _ => span(rng),
     };

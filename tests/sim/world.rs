@@ -44,6 +44,7 @@ enum What {
     Down(ConnectionId, Down),
     Service(Step),
     Fault(usize),
+    Resume,
     Abort,
 }
 
@@ -381,7 +382,10 @@ impl<'a> World<'a> {
                     .map(drop)
                     .ok_or_else(|| format!("refused fragment {timecode} is not in the ring"))
             }
-            Action::Discard => Err("nobody has ordered a reset".into()),
+            Action::Discard => {
+                self.ring.with(Ring::discard);
+                Ok(())
+            }
             Action::Note(Note::Failed(failure, _)) => self.failed(&failure),
             Action::Note(_) => Ok(()),
         }
@@ -392,9 +396,8 @@ impl<'a> World<'a> {
             return Err(format!("{call:?} is called while {other:?} is under way"));
         }
         let latency = ms(2 * self.plan.latency_ms + self.rng.u64(1..60));
-        // The SDK gives up after 10 s.
         let after = if self.is(|trouble| matches!(trouble, Trouble::BlackHole { .. })) {
-            ms(10_000)
+            self.plan.settings().limit(call)
         } else {
             latency
         };
@@ -867,7 +870,14 @@ impl<'a> World<'a> {
                 let out = self.service.step(step, mood, &mut self.rng)?;
                 self.carry_out(out);
             }
-            What::Fault(index) => self.strike(index),
+            What::Fault(index) => {
+                self.strike(index);
+                return self.order(index);
+            }
+            What::Resume => {
+                self.ring.with(|ring| ring.set_paused(false));
+                return self.settle(Event::Resume);
+            }
             What::Abort => {
                 self.aborted = true;
                 return self.settle(Event::Abort);
@@ -1026,6 +1036,20 @@ impl<'a> World<'a> {
         }
     }
 
+    /// Some faults are somebody's orders.
+    fn order(&mut self, index: usize) -> Checked {
+        let fault = self.plan.faults[index];
+        match fault.trouble {
+            Trouble::Pause => {
+                self.later(ms(fault.lasting_ms), What::Resume);
+                self.ring.with(|ring| ring.set_paused(true));
+                self.settle(Event::Pause)
+            }
+            Trouble::Anew(what) => self.settle(Event::Reset(what)),
+            _ => Ok(()),
+        }
+    }
+
     // ---- what must be true ----
 
     /// A connection is left for standing still only where a fault made it.
@@ -1175,7 +1199,10 @@ impl<'a> World<'a> {
             let counted = counts.dropped_for(reason).frames;
             let later = matches!(
                 reason,
-                DropReason::RingFull | DropReason::Refused | DropReason::NotSentInTime
+                DropReason::RingFull
+                    | DropReason::Refused
+                    | DropReason::OnOrder
+                    | DropReason::NotSentInTime
             );
             if counted < pushed || (counted > pushed && !later) {
                 return Err(format!(
@@ -1194,6 +1221,7 @@ impl<'a> World<'a> {
         let given_up = [
             DropReason::RingFull,
             DropReason::Refused,
+            DropReason::OnOrder,
             DropReason::NotSentInTime,
         ]
         .iter()
