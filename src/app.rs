@@ -38,6 +38,10 @@ pub struct Config {
     pub device: Device,
     /// How long to stream; `None`: until stopped.
     pub duration: Option<Duration>,
+    /// When the first frame was captured, since the Unix epoch, for media that is not of the moment; `None`: when it comes.
+    pub start: Option<Duration>,
+    /// Whether pipes and files are read as fast as the service takes them.
+    pub fast: bool,
     /// Budget for media.
     pub buffer_bytes: usize,
     /// Codec of pipes and files, where they do not tell.
@@ -301,6 +305,15 @@ pub async fn run_from(
     course.run(Box::new(open)).await
 }
 
+/// As [`run_from`], beside another run of this process: it has a capture thread of another name.
+pub(crate) async fn run_beside(
+    config: Config,
+    open: impl FnMut() -> Result<Box<dyn Source>, source::Error> + Send + 'static,
+) -> Result<Summary, Error> {
+    let course = Arc::new(Course::beside(config)?);
+    course.run(Box::new(open)).await
+}
+
 /// Runs `future` on this thread.
 ///
 /// # Errors
@@ -443,6 +456,7 @@ fn opener(config: &Config, clock: Clock, leftover: &Leftover) -> Open {
         codec: config.codec,
         fps: config.fps,
         max_unit_bytes: config.buffer_bytes,
+        fast: config.fast,
     };
     Box::new(move || {
         Ok(match &mut from {

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use aws_smithy_types::DateTime;
 use clap::{ArgAction, Parser, ValueEnum};
 
 use crate::app::{Config, Device, ReportTo};
@@ -33,14 +34,6 @@ pub struct Args {
     #[command(subcommand)]
     pub command: Option<Command>,
 
-    /// What is streamed.
-    #[command(flatten)]
-    pub stream: StreamArgs,
-}
-
-/// What is streamed, where to, and how: the options of streaming, and of the commands that need to know the same.
-#[derive(Debug, clap::Args)]
-pub struct StreamArgs {
     /// Name of the stream: 1 to 256 letters, digits, and _ . -
     #[arg(env = "KVS_CHANNEL", value_parser = channel)]
     pub channel: Option<String>,
@@ -49,6 +42,14 @@ pub struct StreamArgs {
     #[arg(env = "KVS_DURATION", default_value_t = 0)]
     pub duration: u64,
 
+    /// How.
+    #[command(flatten)]
+    pub stream: StreamArgs,
+}
+
+/// What is streamed, where to, and how: the options of streaming, and of the commands that need to know the same.
+#[derive(Debug, clap::Args)]
+pub struct StreamArgs {
     /// Where the video comes from: a camera (/dev/video0, a path under /dev/v4l/by-id, or a piece of its name), "-" for
     /// H.264 or H.265 Annex B on standard input, the path of a FIFO or file of the same, or "demo" for the built-in clip (in
     /// builds with the feature `local`). Without it the first camera that encodes
@@ -198,7 +199,32 @@ pub enum Command {
     /// Create the stream and wait until it is ACTIVE; one that is there is left as it is, but for more retention and tags
     /// where they are asked for
     Create {
-        /// Which stream.
+        /// Name of the stream
+        #[arg(env = "KVS_CHANNEL", value_parser = channel)]
+        channel: String,
+        /// How.
+        #[command(flatten)]
+        stream: Box<StreamArgs>,
+        /// Show the result as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Put recorded media into the stream: through the producer that runs for it, which makes room for so long, or by
+    /// itself where none runs. Paced by what the service confirms; nothing is dropped
+    Put {
+        /// Name of the stream
+        #[arg(env = "KVS_CHANNEL", value_parser = channel)]
+        channel: String,
+        /// A file of H.264 or H.265 Annex B, or "-" for standard input
+        media: OsString,
+        /// When its first frame was captured: 2025-01-02T03:04:05Z, or seconds since 1970; else now
+        #[arg(long, value_name = "TIME", value_parser = start)]
+        start: Option<Duration>,
+        /// As fast as the service takes it, and not at the media's own pace; its times would lie in the future without
+        /// --start
+        #[arg(long, requires = "start")]
+        fast: bool,
+        /// How.
         #[command(flatten)]
         stream: Box<StreamArgs>,
         /// Show the result as JSON
@@ -254,7 +280,7 @@ pub enum FormatArg {
 /// DataRetentionInHours of a stream that is created, where nobody says.
 const DEFAULT_RETENTION_HOURS: u32 = 24;
 
-impl StreamArgs {
+impl Args {
     /// What the arguments mean for streaming.
     ///
     /// # Errors
@@ -263,6 +289,18 @@ impl StreamArgs {
         let channel = self
             .channel
             .ok_or("no stream name: kvsProducerApp <CHANNEL> [DURATION]")?;
+        let mut config = self.stream.into_config(channel)?;
+        config.duration = (self.duration > 0).then(|| Duration::from_secs(self.duration));
+        Ok(config)
+    }
+}
+
+impl StreamArgs {
+    /// What the arguments mean for `channel`, without an end.
+    ///
+    /// # Errors
+    /// One line for what was typed and makes no sense.
+    pub fn into_config(self, channel: String) -> Result<Config, String> {
         let device = self.device.map_or(Ok(Device::AnyCamera), device)?;
         let codec = self.codec.map(|codec| match codec {
             CodecArg::H264 => Codec::H264,
@@ -301,7 +339,9 @@ impl StreamArgs {
         };
         Ok(Config {
             device,
-            duration: (self.duration > 0).then(|| Duration::from_secs(self.duration)),
+            duration: None,
+            start: None,
+            fast: false,
             buffer_bytes: self.buffer,
             codec,
             fps: self.fps,
@@ -375,6 +415,25 @@ fn device(device: OsString) -> Result<Device, String> {
         }
         _ => Ok(Device::Path(device.into())),
     }
+}
+
+/// A time in seconds since the Unix epoch, or as RFC 3339 has it.
+fn start(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().or_else(|_| {
+        let time = DateTime::from_str(text, aws_smithy_types::date_time::Format::DateTime);
+        time.map(|time| time.as_secs_f64())
+            .map_err(|_| "a time is written 2025-01-02T03:04:05Z, or in seconds since 1970")
+    })?;
+    // The service names a fragment by milliseconds, and media is not older than video.
+    if !(0.0..1e11).contains(&seconds) {
+        return Err("that is no time since 1970".into());
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "the range is checked, and the value is rounded"
+    )]
+    Ok(Duration::from_millis((seconds * 1000.0).round() as u64))
 }
 
 fn size(text: &str) -> Result<Dimensions, String> {
@@ -571,13 +630,32 @@ mod tests {
     }
 
     #[test]
+    fn a_start_is_a_time() {
+        let ms = |text: &str| start(text).map(|time| time.as_millis());
+        assert_eq!(ms("1735787045.007"), Ok(1_735_787_045_007));
+        assert_eq!(ms("2025-01-02T03:04:05.007Z"), Ok(1_735_787_045_007));
+        assert_eq!(ms("2025-01-02T03:04:05Z"), Ok(1_735_787_045_000));
+        for wrong in [
+            "",
+            "yesterday",
+            "-1",
+            "NaN",
+            "inf",
+            "1e300",
+            "2025-13-02T03:04:05Z",
+        ] {
+            assert!(start(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
     fn a_stream_may_be_named_like_a_command() {
         let parse = |args: &[&str]| Args::try_parse_from(args).expect("parses");
         let args = parse(&["kvsProducerApp", "--retention", "1", "--", "status", "600"]);
-        assert_eq!(args.stream.channel.as_deref(), Some("status"));
-        assert_eq!((args.stream.duration, args.command.is_none()), (600, true));
+        assert_eq!(args.channel.as_deref(), Some("status"));
+        assert_eq!((args.duration, args.command.is_none()), (600, true));
         let args = parse(&["kvsProducerApp", "stop", "status"]);
-        assert!(args.command.is_some() && args.stream.channel.is_none());
+        assert!(args.command.is_some() && args.channel.is_none());
     }
 
     #[test]
@@ -600,7 +678,7 @@ mod tests {
     #[test]
     fn the_shortest_command_line_is_enough() {
         let args = Args::try_parse_from(["kvsProducerApp", "my-camera", "600"]).expect("parses");
-        let config = args.stream.into_config().expect("makes sense");
+        let config = args.into_config().expect("makes sense");
         assert_eq!(config.aws.stream, "my-camera");
         assert_eq!(config.duration, Some(Duration::from_mins(10)));
         assert_eq!(config.device, Device::AnyCamera);

@@ -17,19 +17,20 @@ use crate::app::{self, Config, Error, Open, Signals, Summary};
 use crate::chain;
 use crate::clock::Clock;
 use crate::codes::Code;
-use crate::kvs::aws::Aws;
+use crate::kvs::aws::{self, Aws};
 use crate::kvs::control::{Control, Means, Order, Status};
 use crate::kvs::session::{Outcome, Reset};
 use crate::kvs::tls;
 use crate::kvs::transport::Sockets;
 use crate::log;
-use crate::operate::desk::{self, Desk, refuse};
+use crate::operate::desk::{self, Asker, Desk, Next, Upload, refuse};
 use crate::operate::gauge::Gauge;
 use crate::operate::health::{Facts, Health};
 use crate::operate::metrics::{Buffer, Camera, Metrics};
 use crate::operate::notify::Manager;
-use crate::operate::protocol::{self, Request};
-use crate::operate::socket::{Asked, Server};
+use crate::operate::protocol::{self, Put, Request};
+use crate::operate::put;
+use crate::operate::socket::{Asked, Media, Server};
 use crate::repeats::Repeats;
 use crate::report::Report;
 use crate::ring::Ring;
@@ -82,8 +83,10 @@ struct Plan {
     hung_at: Option<Instant>,
     /// Until when what is held may still be sent, once the media is at its end.
     drain: Option<Instant>,
-    /// Since when uploading is stopped, because somebody wants it so.
+    /// Uploading is stopped, because somebody wants it so.
     paused: bool,
+    /// Somebody puts media into the stream, and has its connection for so long.
+    putting: bool,
     /// When uploading was last resumed.
     resumed: Option<Instant>,
 }
@@ -104,6 +107,8 @@ impl Plan {
 #[derive(Debug)]
 pub struct Course {
     config: Config,
+    /// Name of the capture thread.
+    thread: &'static str,
     clock: Clock,
     started: Instant,
     tls: Arc<ClientConfig>,
@@ -117,6 +122,8 @@ pub struct Course {
     gauge: Mutex<Gauge>,
     server: OnceLock<Server>,
     manager: Mutex<Option<Manager>>,
+    /// What leads to the service.
+    options: Mutex<Option<aws::Options>>,
     /// Whether an overflow began, or ended, lately.
     repeats: Mutex<Repeats<bool>>,
 }
@@ -163,6 +170,7 @@ impl Course {
         let tls = tls::client_config(config.ca_file.as_deref())?;
         let (trigger, shutdown) = shutdown::pair();
         Ok(Self {
+            thread: CAPTURE,
             clock,
             started: clock.now(),
             tls,
@@ -179,9 +187,20 @@ impl Course {
             gauge: Mutex::default(),
             server: OnceLock::new(),
             manager: Mutex::default(),
+            options: Mutex::default(),
             repeats: Mutex::default(),
             config,
         })
+    }
+
+    /// A run beside another one of this process: what happens to its capture thread is not the other's concern.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn beside(config: Config) -> Result<Self, Error> {
+        let mut course = Self::new(config)?;
+        course.thread = "put";
+        Ok(course)
     }
 
     /// Streams until the media ends, the time is over or a signal comes, and sends what is left. `open` is called on the
@@ -195,7 +214,10 @@ impl Course {
             debug!(path = %server.path().display(), "commands are taken");
             let _ = self.server.set(server);
         }
-        *lock(&self.manager) = Manager::from_environment();
+        // One run tells the service manager how it is.
+        if self.thread == CAPTURE {
+            *lock(&self.manager) = Manager::from_environment();
+        }
         let network = self.network().await?;
         self.capture(open, self.ring.writer())?;
         lock(&self.plan).ends_at = self
@@ -210,6 +232,8 @@ impl Course {
     /// # Errors
     /// When the network side cannot start again.
     pub async fn go_on(self: Arc<Self>) -> Result<Summary, Error> {
+        // Whoever put media went with it.
+        lock(&self.plan).putting = false;
         self.sockets.shut_down();
         let again = self.ring.with(Ring::rewind_all);
         info!(fragments = again, "starting the network side anew");
@@ -264,7 +288,7 @@ impl Course {
         let (policy, clock, shutdown) = (self.policy(), self.clock, self.shutdown.clone());
         let (ending, news) = (Ending(self.captured.clone()), self.news.clone());
         std::thread::Builder::new()
-            .name(CAPTURE.into())
+            .name(self.thread.into())
             .stack_size(CAPTURE_STACK_BYTES)
             .spawn(move || {
                 let result = capture::run(open, writer, policy, clock, &shutdown, news);
@@ -292,6 +316,7 @@ impl Course {
             Some(local) => Some(app::start_local(local, &mut options).await?),
             None => None,
         };
+        *lock(&self.options) = Some(options.clone());
         let aws = Aws::load(options, &self.tls, self.clock).await?;
         Ok(Network {
             signals,
@@ -317,6 +342,7 @@ impl Course {
             ring: self.ring.clone(),
             clock: self.clock,
             codec: self.config.codec,
+            start: self.config.start,
             status: self.status.clone(),
             sockets: self.sockets.clone(),
         });
@@ -369,7 +395,7 @@ impl Course {
         let mut captured = self.captured.subscribe();
         let mut status = self.status.subscribe();
         let mut capturing = lock(&self.plan).drain.is_none();
-        if lock(&self.plan).paused {
+        if self.is_held() {
             desk.order(Order::Pause);
         }
         if let Some(until) = lock(&self.plan).drain {
@@ -410,10 +436,13 @@ impl Course {
                         source: std::io::Error::other(error),
                     });
                 }
-                Some(asked) = desk.next() => self.answer(asked, desk),
+                Some(next) = desk.next() => match next {
+                    Next::Asked(asked) => self.answer(asked, desk),
+                    Next::Uploaded => self.put_is_over(desk),
+                },
                 Ok(()) = status.changed() => {
                     if status.borrow_and_update().idle {
-                        desk.idle();
+                        self.idle(desk);
                     }
                 }
                 _ = ticks.tick() => {
@@ -441,7 +470,9 @@ impl Course {
     /// Does what somebody asks for, or has it done.
     fn answer(&self, asked: Asked, desk: &mut Desk) {
         let Asked {
-            request, answer, ..
+            request,
+            answer,
+            media,
         } = asked;
         let done = match request {
             Request::Status => self.metrics().json(),
@@ -490,8 +521,8 @@ impl Course {
                 info!("uploading goes on, as somebody wants it");
                 let mut plan = lock(&self.plan);
                 plan.paused = false;
-                plan.resumed = Some(self.clock.now());
-                desk.order(Order::Resume);
+                drop(plan);
+                self.resume(desk);
                 json!({ "paused": false })
             }
             Request::Reset { keep_buffer } => {
@@ -503,9 +534,58 @@ impl Course {
                 };
                 return desk.reset(what, answer);
             }
-            Request::Put(_) => return refuse(answer, "frames cannot be put into a running stream"),
+            Request::Put(how) => return self.put(how, media, answer, desk),
         };
         desk::reply(answer, done);
+    }
+
+    /// Whether nothing is uploaded because somebody wants it so.
+    fn is_held(&self) -> bool {
+        let plan = lock(&self.plan);
+        plan.paused || plan.putting
+    }
+
+    fn resume(&self, desk: &Desk) {
+        if self.is_held() {
+            return;
+        }
+        lock(&self.plan).resumed = Some(self.clock.now());
+        desk.order(Order::Resume);
+    }
+
+    /// Has media put into the stream, as soon as its one connection is free.
+    fn put(&self, how: Put, media: Option<Media>, answer: Asker, desk: &mut Desk) {
+        let Some(media) = media else {
+            return refuse(answer, "no media follows the request");
+        };
+        if std::mem::replace(&mut lock(&self.plan).putting, true) {
+            return refuse(answer, "somebody else puts media into the stream just now");
+        }
+        info!("somebody puts media into the stream: uploading pauses for so long");
+        desk.order(Order::Pause);
+        let upload = Upload { how, media, answer };
+        desk.put_when_idle(upload);
+        if self.status.borrow().idle {
+            self.idle(desk);
+        }
+    }
+
+    /// No connection is left.
+    fn idle(&self, desk: &mut Desk) {
+        desk.idle();
+        if let Some(upload) = desk.take_upload() {
+            let options = lock(&self.options).clone();
+            let options = options.unwrap_or_else(|| self.config.aws.clone());
+            let config = put::of_client(&self.config, upload.how, options);
+            desk.uploads(upload, config);
+        }
+    }
+
+    /// Media was put, or could not be: uploading goes on.
+    fn put_is_over(&self, desk: &Desk) {
+        info!("uploading goes on");
+        lock(&self.plan).putting = false;
+        self.resume(desk);
     }
 
     fn buffer(&self) -> Buffer {
@@ -551,7 +631,7 @@ impl Course {
             now: now.at,
             wall: self.clock.wall(),
             since: plan.resumed.unwrap_or(self.started),
-            paused: plan.paused,
+            paused: plan.paused || plan.putting,
             draining: plan.ends(),
             last_frame: lock(&self.gauge).last_frame(),
             camera_trouble: news.trouble.as_deref(),
@@ -686,9 +766,7 @@ mod tests {
 
     #[test]
     fn a_ring_whose_lock_nobody_gives_back_is_lost() {
-        let config = crate::cli::Args::parse_from(["kvsProducerApp", "cam"])
-            .stream
-            .into_config();
+        let config = crate::cli::Args::parse_from(["kvsProducerApp", "cam"]).into_config();
         let course = Course::new(config.expect("a channel is enough")).expect("no CA file");
         assert!(course.has_ring());
         course.ring.with(|_| assert!(!course.has_ring()));

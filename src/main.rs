@@ -1,11 +1,12 @@
 //! Parse, start the log, run, turn the outcome into an exit code.
 
+use std::ffi::OsString;
 use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
-use kvs_producer_app::app::{self, Error, Exit, Summary};
+use kvs_producer_app::app::{self, Config, Error, Exit, Summary};
 use kvs_producer_app::chain;
 #[cfg(feature = "local")]
 use kvs_producer_app::cli::log_level;
@@ -15,7 +16,8 @@ use kvs_producer_app::codes::Code;
 use kvs_producer_app::local::command;
 #[cfg(feature = "local")]
 use kvs_producer_app::log::Format;
-use kvs_producer_app::operate::create;
+use kvs_producer_app::operate::protocol::Put;
+use kvs_producer_app::operate::{create, put};
 use kvs_producer_app::ring::DropReason;
 use kvs_producer_app::source::v4l2::devices::{self, Device};
 use kvs_producer_app::source::v4l2::self_check;
@@ -58,7 +60,7 @@ struct Failed {
 
 fn run(mut args: Args) -> Result<Exit, Failed> {
     match args.command.take() {
-        None => stream(args.stream),
+        None => stream(args),
         Some(Command::Devices { json }) => list_devices(json),
         Some(Command::SelfCheck) => match self_check::run() {
             Ok(text) => print(&format!("{text}\n")),
@@ -67,7 +69,26 @@ fn run(mut args: Args) -> Result<Exit, Failed> {
                 message: format!("self-check: {message}"),
             }),
         },
-        Some(Command::Create { stream, json }) => create(*stream, json),
+        Some(Command::Create {
+            channel,
+            stream,
+            json,
+        }) => create(*stream, channel, json),
+        Some(Command::Put {
+            channel,
+            media,
+            start,
+            fast,
+            stream,
+            json,
+        }) => {
+            let put = Put {
+                fast,
+                start,
+                fps: stream.fps,
+            };
+            self::put(*stream, channel, media, put, json)
+        }
         Some(Command::Operate(command)) => command.run().map_err(|error| Failed {
             exit: error.exit(),
             message: format!("{} [{}]", chain(&error), error.code()),
@@ -118,7 +139,7 @@ fn print(text: &str) -> Result<Exit, Failed> {
     }
 }
 
-fn stream(args: StreamArgs) -> Result<Exit, Failed> {
+fn stream(args: Args) -> Result<Exit, Failed> {
     let config = args.into_config().map_err(|message| Failed {
         exit: Exit::Usage,
         message,
@@ -127,12 +148,42 @@ fn stream(args: StreamArgs) -> Result<Exit, Failed> {
     Ok(app::run(config, conclude))
 }
 
-fn create(args: StreamArgs, json: bool) -> Result<Exit, Failed> {
-    let retention = args.retention;
-    let config = args.into_config().map_err(|message| Failed {
+/// What `args` mean for `channel`.
+fn config(args: StreamArgs, channel: String) -> Result<Config, Failed> {
+    args.into_config(channel).map_err(|message| Failed {
         exit: Exit::Usage,
         message,
-    })?;
+    })
+}
+
+/// Through the producer that runs, or else by itself.
+fn put(
+    args: StreamArgs,
+    channel: String,
+    media: OsString,
+    how: Put,
+    json: bool,
+) -> Result<Exit, Failed> {
+    let args = StreamArgs {
+        device: Some(media),
+        ..args
+    };
+    let config = config(args, channel)?;
+    kvs_producer_app::log::start(config.log_level, config.log_format);
+    let config = put::config(&config, how, json);
+    match put::through_producer(&config, how, json) {
+        Ok(Some(exit)) => Ok(exit),
+        Ok(None) => Ok(app::run(config, conclude)),
+        Err(error) => Err(Failed {
+            exit: error.exit(),
+            message: format!("{} [{}]", chain(&error), error.code()),
+        }),
+    }
+}
+
+fn create(args: StreamArgs, channel: String, json: bool) -> Result<Exit, Failed> {
+    let retention = args.retention;
+    let config = config(args, channel)?;
     kvs_producer_app::log::start(config.log_level, config.log_format);
     let failed = |error: create::Error| Failed {
         exit: error.exit(),

@@ -41,6 +41,8 @@ pub struct Status {
     pub clock_behind_ms: Option<i64>,
     /// What happened so far.
     pub meters: Meters,
+    /// Wall clock less media clock in ms, for media whose time was given.
+    anchor: Option<i64>,
 }
 
 /// What the application tells a running control task.
@@ -88,6 +90,8 @@ pub struct Means {
     pub clock: Clock,
     /// What a missing stream is created for, where the media does not say.
     pub codec: Option<Codec>,
+    /// When the first frame was captured, since the Unix epoch, for media that is not of the moment.
+    pub start: Option<Duration>,
     /// What is told meanwhile. It outlives control: one that takes over counts on from it.
     pub status: watch::Sender<Status>,
     /// Where connections leave their sockets' handles.
@@ -103,6 +107,7 @@ pub struct Control {
     ring: Reader,
     clock: Clock,
     codec: Option<Codec>,
+    start: Option<Duration>,
     events: mpsc::UnboundedReceiver<Event>,
     /// Given to calls, connections and bodies. At most a few events a fragment, and control does nothing else than read
     /// them, so the queue stays as short as it is unbounded.
@@ -133,6 +138,7 @@ impl Control {
             ring: means.ring,
             clock: means.clock,
             codec: means.codec,
+            start: means.start,
             events,
             sender,
             tasks: JoinSet::new(),
@@ -394,9 +400,24 @@ impl Control {
                 return Some(Event::Lost(id, failure));
             }
         };
-        let anchor =
-            i64::try_from(wall_ms).unwrap_or(i64::MAX) - i64::try_from(media.0).unwrap_or(0);
-        self.ring.with(|ring| ring.set_anchor(anchor));
+        let (start, anchored) = (self.start, self.status.borrow().anchor);
+        let anchor = self.ring.with(|ring| {
+            let anchor = anchored.unwrap_or_else(|| match (start, ring.fill().oldest) {
+                (Some(start), Some(first)) => {
+                    between(u64::try_from(start.as_millis()).unwrap_or(u64::MAX), first)
+                }
+                _ => between(wall_ms, media),
+            });
+            ring.set_anchor(anchor);
+            anchor
+        });
+        if self.start.is_some() {
+            self.status.send_if_modified(|status| {
+                status.anchor = Some(anchor);
+                false
+            });
+        }
+        let live = self.live.get_mut(&id)?;
         let body = UploadBody::new(
             id,
             self.ring.clone(),
@@ -483,6 +504,11 @@ impl Control {
             }
         }
     }
+}
+
+/// A time since the Unix epoch in ms, less the same moment on the media's clock.
+fn between(wall_ms: u64, media: MediaTime) -> i64 {
+    i64::try_from(wall_ms).unwrap_or(i64::MAX) - i64::try_from(media.0).unwrap_or(0)
 }
 
 /// Lines that may repeat themselves.

@@ -54,8 +54,13 @@ pub enum Error {
         what: &'static str,
     },
     /// The media cannot be read.
-    #[error("cannot read the media")]
-    Media(#[source] io::Error),
+    #[error("cannot read {place}")]
+    Media {
+        /// What.
+        place: String,
+        /// The operating system's word.
+        source: io::Error,
+    },
     /// The producer will not.
     #[error("{}", .0.message)]
     Refused(Refusal),
@@ -71,7 +76,7 @@ impl Error {
             }
             Self::Connect { .. } => Code::NO_PRODUCER,
             Self::NoAnswer { .. } | Self::NotOurs { .. } => Code::NO_ANSWER,
-            Self::Media(_) => Code::SOURCE,
+            Self::Media { .. } => Code::SOURCE,
             Self::Refused(refusal) => refusal.code,
         }
     }
@@ -142,7 +147,10 @@ pub fn put(
             Ok(0) => break,
             Ok(len) => len,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(Error::Media(error)),
+            Err(source) => {
+                let place = "the media".into();
+                return Err(Error::Media { place, source });
+            }
         };
         if client.stream.write_all(&piece[..len]).is_err() {
             // It takes no more: its answer says why.

@@ -123,6 +123,7 @@ impl Error {
             Self::Client(error) => match error.code() {
                 Code::NOT_YOURS => Exit::NotPermitted,
                 Code::NO_PRODUCER | Code::NO_ANSWER => Exit::NoProducer,
+                Code::SOURCE => Exit::NoSource,
                 _ => Exit::Internal,
             },
             Self::Print(_) => Exit::Internal,
@@ -211,9 +212,22 @@ impl Producer {
     /// Asks for the producer's end; the exit code is what its own is.
     fn end(&self, request: &Request) -> Result<Exit, Error> {
         let answer = self.ask(request, Some(END_PATIENCE))?;
-        self.show(&answer, words::end)?;
-        Ok(Exit::of(answer["exit"].as_u64()).unwrap_or(Exit::Internal))
+        show_end(&answer, self.json, words::end)
     }
+}
+
+/// Shows what a run came to; the exit code is what its own is, or would be.
+pub(super) fn show_end(
+    answer: &Value,
+    json: bool,
+    words: impl FnOnce(&Value) -> String,
+) -> Result<Exit, Error> {
+    print(&if json {
+        format!("{answer}\n")
+    } else {
+        words(answer)
+    })?;
+    Ok(Exit::of(answer["exit"].as_u64()).unwrap_or(Exit::Internal))
 }
 
 fn status(producer: &Producer, watch: bool, prometheus: bool) -> Result<Exit, Error> {

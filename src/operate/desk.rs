@@ -4,16 +4,38 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
-use super::protocol::{Answer, Refusal};
-use super::socket::Asked;
-use crate::app::Summary;
+use super::protocol::{Answer, Put, Refusal};
+use super::put;
+use super::socket::{Asked, Media};
+use crate::app::{Config, Summary};
+use crate::chain;
 use crate::codes::Code;
 use crate::kvs::control::Order;
 use crate::kvs::session::Reset;
 use crate::report::amount;
 
 /// Whoever waits for an answer.
-type Asker = oneshot::Sender<Answer>;
+pub type Asker = oneshot::Sender<Answer>;
+
+/// Media that somebody wants to put into the stream.
+#[derive(Debug)]
+pub struct Upload {
+    /// How.
+    pub how: Put,
+    /// What.
+    pub media: Media,
+    /// Who.
+    pub answer: Asker,
+}
+
+/// What comes to the desk.
+#[derive(Debug)]
+pub enum Next {
+    /// A request.
+    Asked(Asked),
+    /// What was put is over, and its client has its answer.
+    Uploaded,
+}
 
 /// See the module.
 #[derive(Debug)]
@@ -26,6 +48,10 @@ pub struct Desk {
     end: Vec<Asker>,
     /// Each waits for what a reset comes to.
     resets: JoinSet<()>,
+    /// Waits until no connection is left.
+    upload: Option<Upload>,
+    /// What is being put.
+    uploads: JoinSet<()>,
 }
 
 impl Desk {
@@ -37,7 +63,34 @@ impl Desk {
             idle: Vec::new(),
             end: Vec::new(),
             resets: JoinSet::new(),
+            upload: None,
+            uploads: JoinSet::new(),
         }
+    }
+
+    /// Keeps what is to be put until no connection is left.
+    pub fn put_when_idle(&mut self, upload: Upload) {
+        self.upload = Some(upload);
+    }
+
+    /// What is to be put now.
+    pub fn take_upload(&mut self) -> Option<Upload> {
+        self.upload.take()
+    }
+
+    /// Puts media into the stream, as `config` says, and answers what came of it.
+    pub fn uploads(&mut self, upload: Upload, config: Config) {
+        self.uploads.spawn(async move {
+            let Upload { media, answer, .. } = upload;
+            match put::from_client(media, config).await {
+                Ok(summary) => reply(answer, ended(&summary)),
+                Err(error) => {
+                    let refusal = Refusal::new(error.code(), chain(&error).to_string());
+                    // Whoever asked may be gone.
+                    let _ = answer.send(Err(refusal));
+                }
+            }
+        });
     }
 
     /// Gives an order. Control is gone only when the run is over.
@@ -45,11 +98,14 @@ impl Desk {
         let _ = self.orders.send(order);
     }
 
-    /// The next request.
-    pub async fn next(&mut self) -> Option<Asked> {
+    /// What comes next. Nothing is lost when it is not waited for to the end.
+    pub async fn next(&mut self) -> Option<Next> {
         // Those that are done.
         while self.resets.try_join_next().is_some() {}
-        self.asked.recv().await
+        tokio::select! {
+            asked = self.asked.recv() => asked.map(Next::Asked),
+            Some(_) = self.uploads.join_next() => Some(Next::Uploaded),
+        }
     }
 
     /// Answers when no connection is left.
@@ -87,13 +143,16 @@ impl Desk {
     /// The run is over.
     pub fn close(self, summary: &Summary) {
         for asker in self.end {
-            let fields = json!({
-                "exit": summary.exit as u8,
-                "report": summary.report.json(),
-            });
-            reply(asker, fields);
+            reply(asker, ended(summary));
         }
     }
+}
+
+fn ended(summary: &Summary) -> Value {
+    json!({
+        "exit": summary.exit as u8,
+        "report": summary.report.json(),
+    })
 }
 
 /// What a producer says that has paused.

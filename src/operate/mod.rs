@@ -14,5 +14,6 @@ pub mod health;
 pub mod metrics;
 pub mod notify;
 pub mod protocol;
+pub mod put;
 pub mod socket;
 mod words;

@@ -15,6 +15,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 use tracing::Level;
 
+use crate::codec::FrameRate;
 use crate::codes::Code;
 
 /// The version of this protocol.
@@ -61,8 +62,8 @@ pub struct Put {
     pub fast: bool,
     /// When the first frame was captured, since the Unix epoch; `None`: now.
     pub start: Option<Duration>,
-    /// Frames a second, in thousandths; `None`: what the media says.
-    pub millifps: Option<u64>,
+    /// Frames a second; `None`: what the media says.
+    pub fps: Option<FrameRate>,
 }
 
 /// Why a request is not carried out.
@@ -98,7 +99,7 @@ impl Request {
                 fields["fast"] = put.fast.into();
                 let start = put.start.map(|start| start.as_millis());
                 fields["start_ms"] = start.and_then(|ms| u64::try_from(ms).ok()).into();
-                fields["millifps"] = put.millifps.into();
+                fields["fps"] = put.fps.map(|fps| fps.to_string()).into();
             }
             _ => {}
         }
@@ -167,7 +168,13 @@ impl Request {
             "put" => Self::Put(Put {
                 fast: flag("fast")?,
                 start: number("start_ms")?.map(Duration::from_millis),
-                millifps: number("millifps")?,
+                fps: match fields.get("fps") {
+                    None | Some(Value::Null) => None,
+                    Some(value) => {
+                        let fps = value.as_str().and_then(|fps| fps.parse().ok());
+                        Some(fps.ok_or_else(|| malformed("\"fps\" is a rate like \"30000/1001\""))?)
+                    }
+                },
             }),
             // What it was called is shown in part: it may be anything.
             other => {
@@ -332,7 +339,7 @@ mod tests {
             Request::Put(Put {
                 fast: true,
                 start: Some(Duration::from_millis(1_700_000_000_123)),
-                millifps: Some(29_970),
+                fps: FrameRate::new(30_000, 1001),
             }),
             Request::Put(Put::default()),
         ]

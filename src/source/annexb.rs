@@ -28,6 +28,8 @@ pub enum Place {
     Stdin,
     /// A FIFO or a regular file.
     Path(PathBuf),
+    /// Somebody's connection.
+    Client,
 }
 
 impl fmt::Display for Place {
@@ -35,6 +37,7 @@ impl fmt::Display for Place {
         match self {
             Self::Stdin => f.write_str("standard input"),
             Self::Path(path) => path.display().fmt(f),
+            Self::Client => f.write_str("the client's media"),
         }
     }
 }
@@ -48,6 +51,29 @@ pub struct Options {
     pub fps: Option<FrameRate>,
     /// Larger access units are dropped.
     pub max_unit_bytes: usize,
+    /// Nothing is held back until its time: for what was recorded before.
+    pub fast: bool,
+}
+
+/// When a frame is handed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum When {
+    /// When it comes: it is of that moment.
+    Arrival,
+    /// When its time has come: the media was stored.
+    Due,
+    /// When it is asked for: the media was stored.
+    Fast,
+}
+
+impl When {
+    fn of(stored: bool, options: Options) -> Self {
+        match (options.fast, stored) {
+            (true, _) => Self::Fast,
+            (false, true) => Self::Due,
+            (false, false) => Self::Arrival,
+        }
+    }
 }
 
 /// A [`Source`] of Annex B. A pipe is live; a regular file is played in real time.
@@ -57,8 +83,9 @@ pub struct Options {
 pub struct AnnexB {
     place: Place,
     file: File,
-    /// A regular file: always readable, paced by us.
+    /// A regular file: always readable.
     regular: bool,
+    when: When,
     clock: Clock,
     splitter: Splitter,
     timing: Timing,
@@ -84,11 +111,29 @@ impl AnnexB {
                 Mode::empty(),
             )
             .map_err(io::Error::from),
+            Place::Client => Err(io::ErrorKind::NotFound.into()),
         };
         match opened {
             Ok(fd) => Self::new(place, fd, options, clock),
             Err(error) => Err(io_error("cannot open", &place, error)),
         }
+    }
+
+    /// Media that somebody sends over a connection: `first` has come already. Whoever sends waits until it is taken.
+    ///
+    /// # Errors
+    /// When the connection cannot be read from.
+    pub fn from_client(
+        first: &[u8],
+        rest: OwnedFd,
+        options: Options,
+        clock: Clock,
+    ) -> Result<Self, Error> {
+        let mut source = Self::new(Place::Client, rest, options, clock)?;
+        source.when = When::of(true, options);
+        source.timing = Timing::new(source.when, options.fps);
+        source.splitter.push(first);
+        Ok(source)
     }
 
     fn new(place: Place, fd: OwnedFd, options: Options, clock: Clock) -> Result<Self, Error> {
@@ -112,13 +157,15 @@ impl AnnexB {
                 reason: reason.to_owned(),
             });
         }
+        let when = When::of(kind.is_file(), options);
         Ok(Self {
             place,
             file,
             regular: kind.is_file(),
+            when,
             clock,
             splitter: Splitter::new(options.codec, options.max_unit_bytes),
-            timing: Timing::new(kind.is_file(), options.fps),
+            timing: Timing::new(when, options.fps),
             picture_info: None,
             discontinuity: false,
             ended: false,
@@ -209,8 +256,13 @@ impl AnnexB {
             Some(_) => "the SPS",
             None => "no timing in the SPS, so the default; --fps sets another",
         };
-        info!(place = %self.place, %rate, from, "file is played in real time");
-        self.timing = Timing::at_rate(rate, true);
+        let pace = if self.when == When::Fast {
+            "as fast as it is taken"
+        } else {
+            "in real time"
+        };
+        info!(place = %self.place, %rate, from, "file is played {pace}");
+        self.timing = Timing::at_rate(rate, self.when == When::Due);
     }
 }
 
@@ -232,7 +284,7 @@ impl Source for AnnexB {
     }
 
     fn is_live(&self) -> bool {
-        !self.regular
+        self.when == When::Arrival
     }
 
     fn read(&mut self) -> Result<Read<'_>, Error> {
@@ -293,10 +345,10 @@ enum Timing {
 }
 
 impl Timing {
-    fn new(regular: bool, fps: Option<FrameRate>) -> Self {
+    fn new(when: When, fps: Option<FrameRate>) -> Self {
         match fps {
-            Some(rate) => Self::at_rate(rate, regular),
-            None if regular => Self::Unknown,
+            Some(rate) => Self::at_rate(rate, when == When::Due),
+            None if when != When::Arrival => Self::Unknown,
             None => Self::Arrival {
                 began: None,
                 latest: Duration::ZERO,
@@ -369,6 +421,7 @@ mod tests {
             codec: None,
             fps: None,
             max_unit_bytes: 1 << 20,
+            fast: false,
         }
     }
 

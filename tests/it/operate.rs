@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use kvs_producer_app::app::Exit;
 use kvs_producer_app::operate::client;
-use kvs_producer_app::operate::protocol::Request;
+use kvs_producer_app::operate::protocol::{Put, Request};
 use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{Endpoint, Program, Run, Running};
+use crate::support::{CLIP, Endpoint, Program, Run, Running};
 
 /// A running producer of the built-in clip, with a control socket.
 struct Producer {
@@ -487,4 +487,135 @@ fn create_says_why_it_cannot() {
         assert!(run.stderr.contains(code), "{}", run.stderr);
         assert_eq!(run.stdout, "");
     }
+}
+
+/// `put` without a producer, to the service inside the process.
+fn put(line: &str) -> Program {
+    Program::new(line.split(' ')).args(["--local", "recordings", "--report", "report.json"])
+}
+
+/// The frames of the built-in clip.
+const CLIP_FRAMES: u64 = 250;
+
+#[test]
+fn put_uploads_by_itself_where_no_producer_runs_with_the_times_it_is_given() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let run = Program::new([
+        "put",
+        "cam",
+        "clip",
+        "--fast",
+        "--start",
+        "2025-01-02T03:04:05Z",
+    ])
+    .args(["--local", "recordings", "--report", "report.json"])
+    .env("KVS_NO_CONTROL", "false")
+    .env("KVS_CONTROL", dir.path().join("control"))
+    .file("clip", CLIP)
+    .run()
+    .expect(Exit::Persisted);
+    let report = run.report();
+    assert_eq!(report["persisted"]["frames"], CLIP_FRAMES, "{report}");
+    // 10 s of media in less.
+    assert!(report["duration_s"].as_f64() < Some(8.0), "{report}");
+    assert!(has_fragment(&run, 1_735_787_045_000));
+    assert!(has_fragment(&run, 1_735_787_053_000));
+}
+
+/// Whether a fragment of this time was recorded.
+fn has_fragment(run: &Run, timecode_ms: u64) -> bool {
+    // Timecode (RFC 9559 section 5.1.3.1) of its cluster.
+    let id = timecode_ms.to_be_bytes();
+    let timecode = [&[0xE7, 0x88][..], &id].concat();
+    let mut files = run.recordings("cam").into_iter();
+    files.any(|file| {
+        let bytes = fs::read(file).expect("a recording");
+        bytes
+            .windows(timecode.len())
+            .any(|window| window == timecode)
+    })
+}
+
+#[test]
+fn put_from_standard_input_drops_nothing_and_keeps_the_medias_pace() {
+    let run = put("put cam - --fps 100")
+        .env("KVS_BUFFER", "512K")
+        .feed_all(CLIP)
+        .expect(Exit::Persisted);
+    let report = run.report();
+    assert_eq!(report["persisted"]["frames"], CLIP_FRAMES, "{report}");
+}
+
+#[test]
+fn put_goes_through_the_running_producer_which_goes_on_afterwards() {
+    let producer = Producer::start();
+    let run = command(
+        &producer.socket,
+        "put cam clip --fast --start 1735787045 --json",
+    )
+    .env("KVS_NO_CONTROL", "false")
+    .file("clip", CLIP)
+    .run()
+    .expect(Exit::Persisted);
+    let answer: Value = serde_json::from_str(&run.stdout).expect("JSON");
+    assert_eq!(
+        answer["report"]["persisted"]["frames"], CLIP_FRAMES,
+        "{answer}"
+    );
+    let before = persisted(&producer.status());
+    producer.wait_until(|status| persisted(status) > before && status["state"] == "streaming");
+    let answer = producer.answer("stop cam");
+    let report = &answer["report"];
+    assert_eq!(
+        report["persisted"]["frames"], report["captured"]["frames"],
+        "{report}"
+    );
+    assert_eq!(report["connections"], 2, "{report}");
+    let run = producer.running.finish().expect(Exit::Persisted);
+    assert!(has_fragment(&run, 1_735_787_045_000));
+}
+
+#[test]
+fn one_puts_at_a_time_and_a_client_that_goes_ends_its_own() {
+    let producer = Producer::start();
+    let mut hanging = UnixStream::connect(&producer.socket).expect("connects");
+    let put = Request::Put(Put::default());
+    hanging.write_all(put.line().as_bytes()).expect("is taken");
+    producer.wait_until(|status| status["state"] == "paused" && status["connections"]["open"] == 0);
+    let run = command(&producer.socket, "put cam clip")
+        .env("KVS_NO_CONTROL", "false")
+        .file("clip", CLIP)
+        .run()
+        .expect(Exit::Internal);
+    assert!(run.stderr.contains("KVS-E608"), "{}", run.stderr);
+    drop(hanging);
+    producer.wait_until(|status| status["state"] == "streaming");
+    producer.command("stop cam").expect(Exit::Persisted);
+}
+
+#[test]
+fn put_says_what_is_wrong_with_its_media() {
+    let put = |line: &str| put(line).file("noise", vec![7; 9000]);
+    let run = put("put cam missing").run().expect(Exit::NoSource);
+    assert!(run.stderr.contains("missing"), "{}", run.stderr);
+    let run = put("put cam noise").run().expect(Exit::NoSource);
+    assert!(run.stderr.contains("not H.264 or H.265"), "{}", run.stderr);
+    put("put cam noise --fast").run().expect(Exit::Usage);
+    put("put cam noise --start yesterday")
+        .run()
+        .expect(Exit::Usage);
+
+    let producer = Producer::start();
+    let run = command(&producer.socket, "put cam noise")
+        .env("KVS_NO_CONTROL", "false")
+        .file("noise", vec![7; 9000])
+        .run()
+        .expect(Exit::NoSource);
+    assert!(
+        run.stdout.contains("not H.264 or H.265"),
+        "{}{}",
+        run.stdout,
+        run.stderr
+    );
+    producer.wait_until(|status| status["state"] == "streaming");
 }

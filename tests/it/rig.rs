@@ -50,6 +50,8 @@ pub fn config(url: &str) -> Config {
     Config {
         device: Device::Demo,
         duration: None,
+        start: None,
+        fast: false,
         buffer_bytes: 4 * 1024 * 1024,
         codec: None,
         fps: None,
