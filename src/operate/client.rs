@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use super::protocol::{Lines, MOST_ANSWER_BYTES, Refusal, Request, parse_answer};
-use super::socket::{Place, directories, path_in};
+use super::socket::{Place, directories, looked_in, path_in};
 use crate::codes::Code;
 
 /// For an answer that needs nothing but a look: also behind clients that hang.
@@ -98,13 +98,12 @@ pub fn find(place: &Place, channel: &str) -> Result<PathBuf, Error> {
     if let Place::At(path) = place {
         return Ok(path.clone());
     }
-    let looked = directories();
     // What cannot be looked at, because its directory is closed to us, is there: connecting tells.
     let there = |path: &PathBuf| !matches!(path.try_exists(), Ok(false));
-    let found = looked.iter().map(|dir| path_in(dir, channel)).find(there);
-    found.ok_or_else(|| Error::NoProducer {
+    let mut paths = looked_in().into_iter().map(|dir| path_in(&dir, channel));
+    paths.find(there).ok_or_else(|| Error::NoProducer {
         channel: channel.to_owned(),
-        looked,
+        looked: directories(),
     })
 }
 

@@ -90,14 +90,24 @@ pub enum Place {
     Nowhere,
 }
 
-/// The directories where sockets are looked for: the system's, and that of the user's session.
+/// The directories that a producer may have its socket in, the best first: the one that systemd has made for the service
+/// (`RuntimeDirectory=`), the system's, and that of the user's session.
 pub fn directories() -> Vec<PathBuf> {
-    let session = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty());
-    let session = session.map(|dir| Path::new(&dir).join("kvsProducerApp"));
-    [SYSTEM_DIRECTORY.into()]
-        .into_iter()
-        .chain(session)
-        .collect()
+    let named = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    // systemd separates several with colons; ours has one.
+    let service = named("RUNTIME_DIRECTORY").map(PathBuf::from);
+    let session = named("XDG_RUNTIME_DIR").map(|dir| Path::new(&dir).join("kvsProducerApp"));
+    let system = PathBuf::from(SYSTEM_DIRECTORY);
+    service.into_iter().chain([system]).chain(session).collect()
+}
+
+/// Where sockets are looked for: [`directories`], and those of the services below the system's.
+pub fn looked_in() -> Vec<PathBuf> {
+    let mut all = directories();
+    let services = fs::read_dir(SYSTEM_DIRECTORY).into_iter().flatten();
+    let services = services.filter_map(|entry| Some(entry.ok()?.path()));
+    all.extend(services.filter(|path| path.is_dir()));
+    all
 }
 
 /// A channel's socket in `directory`. A channel that is too long for a path goes by its start and a hash.
