@@ -209,6 +209,18 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Look at everything that streaming needs, with the options of streaming; exit code 12 when something is missing
+    Doctor {
+        /// Name of the stream
+        #[arg(env = "KVS_CHANNEL", value_parser = channel)]
+        channel: String,
+        /// How.
+        #[command(flatten)]
+        stream: Box<StreamArgs>,
+        /// Show the result as JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Put recorded media into the stream: through the producer that runs for it, which makes room for so long, or by
     /// itself where none runs. Paced by what the service confirms; nothing is dropped
     Put {

@@ -17,11 +17,12 @@ use kvs_producer_app::local::command;
 #[cfg(feature = "local")]
 use kvs_producer_app::log::Format;
 use kvs_producer_app::operate::protocol::Put;
-use kvs_producer_app::operate::{create, put};
+use kvs_producer_app::operate::{create, doctor, put};
 use kvs_producer_app::ring::DropReason;
 use kvs_producer_app::source::v4l2::devices::{self, Device};
 use kvs_producer_app::source::v4l2::self_check;
 use rustix::process::{Resource, Rlimit, setrlimit};
+use tracing::Level;
 
 /// Camera builds bring an allocator of their own: those of the static C libraries (musl's, and zig's in its place) round up
 /// to a power of two or keep a page range for each size and thread, which is 0.15 MB more at 4 Mbit/s.
@@ -74,6 +75,11 @@ fn run(mut args: Args) -> Result<Exit, Failed> {
             stream,
             json,
         }) => create(*stream, channel, json),
+        Some(Command::Doctor {
+            channel,
+            stream,
+            json,
+        }) => examine(*stream, channel, json),
         Some(Command::Put {
             channel,
             media,
@@ -154,6 +160,27 @@ fn config(args: StreamArgs, channel: String) -> Result<Config, Failed> {
         exit: Exit::Usage,
         message,
     })
+}
+
+fn examine(args: StreamArgs, channel: String, json: bool) -> Result<Exit, Failed> {
+    let mut config = config(args, channel)?;
+    // What goes wrong is said by the checks.
+    config.log_level = config.log_level.min(Level::ERROR);
+    kvs_producer_app::log::start(config.log_level, config.log_format);
+    let checks = doctor::run(&config, |check| {
+        if !json {
+            // Whoever reads it may have seen enough.
+            let _ = print(&format!("{check}\n"));
+        }
+    });
+    let checks = app::block_on(checks).map_err(|error| Failed {
+        exit: error.exit(),
+        message: chain(&error).to_string(),
+    })?;
+    if json {
+        print(&format!("{:#}\n", doctor::json(&checks)))?;
+    }
+    Ok(doctor::exit(&checks))
 }
 
 /// Through the producer that runs, or else by itself.

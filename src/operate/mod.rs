@@ -9,6 +9,7 @@ pub mod client;
 pub mod command;
 pub mod create;
 pub mod desk;
+pub mod doctor;
 pub mod gauge;
 pub mod health;
 pub mod metrics;

@@ -619,3 +619,110 @@ fn put_says_what_is_wrong_with_its_media() {
     );
     producer.wait_until(|status| status["state"] == "streaming");
 }
+
+/// What `doctor` finds.
+fn doctor(program: Program) -> (Vec<(String, Option<bool>)>, Run) {
+    let run = program.arg("--json").run();
+    let checks: Value = serde_json::from_str(&run.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {}{}", run.stdout, run.stderr));
+    let checks = checks.as_array().expect("a list").iter().map(|check| {
+        let name = check["check"].as_str().expect("a name");
+        (name.to_owned(), check["good"].as_bool())
+    });
+    (checks.collect(), run)
+}
+
+#[test]
+fn doctor_finds_nothing_where_all_is_well_and_disturbs_nobody() {
+    let endpoint = Endpoint::start::<&str>([]);
+    create(&endpoint, "cam").run().expect(Exit::Persisted);
+    let well = examine(&endpoint, "cam -D demo --bitrate 1M");
+    let (checks, run) = doctor(well);
+    let run = run.expect(Exit::Persisted);
+    let bad = checks.iter().filter(|(_, good)| *good == Some(false));
+    assert_eq!(bad.count(), 0, "{}", run.stdout);
+    for name in [
+        "camera",
+        "DNS",
+        "credentials",
+        "clock",
+        "stream",
+        "endpoint",
+        "buffer",
+        "memory",
+    ] {
+        assert!(
+            checks.contains(&(name.to_owned(), Some(true))),
+            "{name}: {}",
+            run.stdout
+        );
+    }
+    let permissions = checks
+        .iter()
+        .filter(|check| check.0 == "permission")
+        .count();
+    assert_eq!(permissions, 3, "{}", run.stdout);
+    let run = examine(&endpoint, "cam -D demo")
+        .run()
+        .expect(Exit::Persisted);
+    assert!(
+        run.stdout
+            .contains("✓ stream      ACTIVE, keeps media for 24 h\n"),
+        "{}",
+        run.stdout
+    );
+}
+
+/// `doctor` against an endpoint.
+fn examine(endpoint: &Endpoint, line: &str) -> Program {
+    let variables = endpoint.variables();
+    let variables = variables
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()));
+    Program::new(["doctor"])
+        .args(line.split(' '))
+        .envs(variables)
+}
+
+#[test]
+fn doctor_finds_what_is_wrong() {
+    let endpoint = Endpoint::start::<&str>([]);
+    for (program, name) in [
+        (examine(&endpoint, "cam -D /dev/video-none"), "camera"),
+        (examine(&endpoint, "cam -D missing/clip"), "camera"),
+        (examine(&endpoint, "cam -D demo --no-create"), "stream"),
+        (examine(&endpoint, "cam -D demo --bitrate 30M"), "buffer"),
+        (
+            examine(&endpoint, "cam -D demo").env("AWS_ACCESS_KEY_ID", ""),
+            "credentials",
+        ),
+        (
+            examine(&endpoint, "cam -D demo").env("AWS_SECRET_ACCESS_KEY", "wrong"),
+            "stream",
+        ),
+        (
+            examine(&endpoint, "cam -D demo")
+                .env("AWS_ENDPOINT_URL_KINESIS_VIDEO", "http://127.0.0.1:9"),
+            "network",
+        ),
+        (
+            examine(&endpoint, "cam -D demo").env(
+                "AWS_ENDPOINT_URL_KINESIS_VIDEO",
+                "https://no-such-host.invalid",
+            ),
+            "DNS",
+        ),
+    ] {
+        let (checks, run) = doctor(program);
+        let run = run.expect(Exit::Unhealthy);
+        assert!(
+            checks.contains(&(name.to_owned(), Some(false))),
+            "{name}: {}",
+            run.stdout
+        );
+    }
+    // A stream that is to be created is no fault.
+    examine(&endpoint, "cam -D demo")
+        .run()
+        .expect(Exit::Persisted);
+}
