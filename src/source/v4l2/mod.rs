@@ -6,9 +6,9 @@
 //! ```
 //!
 //! `camera` negotiates the format and moves the buffers; `ledger` tells which of them hold frames; `settings` are those of
-//! its encoder; `ladder` decides what to do when it stalls, `choice` which node it is. `abi`, `layout` and `control` know what the calls look like as bytes; `node` makes them,
-//! `self_check` compares them with the kernel's. `words` says
-//! what is wrong with a camera and what to do about it.
+//! its encoder; `ladder` decides what to do when it stalls, `choice` which node it is. `abi`, `layout` and `control` know
+//! what the calls look like as bytes; `node` makes them, `self_check` compares them with the kernel's. `words` says what is
+//! wrong with a camera and what to do about it.
 //!
 //! One buffer of the driver is taken for one access unit. V4L2 asks drivers for that, and those of USB cameras and of
 //! the usual encoders keep to it; a driver that hands out single NAL units or several frames at once would have to be
