@@ -487,7 +487,8 @@ fn fault(rng: &mut fastrand::Rng, length_ms: u64, wild: bool) -> Fault {
         },
         20 => Trouble::Delete,
         21 => Trouble::Pause,
-        22 | 23 => Trouble::Anew(pick(rng, &[Reset::Connections, Reset::All])),
+        22 | 23 if wild && rng.bool() => Trouble::Anew(Reset::All),
+        22 | 23 => Trouble::Anew(Reset::Connections),
         _ => Trouble::Move,
     };
     let lasting_ms = match trouble {

@@ -71,6 +71,14 @@ impl Up {
     }
 }
 
+/// Why a frame may leave the ring that was stored in it.
+const GIVEN_UP: [DropReason; 4] = [
+    DropReason::RingFull,
+    DropReason::Refused,
+    DropReason::OnOrder,
+    DropReason::NotSentInTime,
+];
+
 /// The waker of a body: the body is polled only when it was woken, so a lost wake-up shows.
 #[derive(Debug, Default)]
 struct Woken(AtomicBool);
@@ -1191,25 +1199,7 @@ impl<'a> World<'a> {
                 "captured is not persisted and dropped together: {counts:?}"
             ));
         }
-        for reason in DropReason::ALL {
-            let pushed = shots
-                .iter()
-                .filter(|shot| shot.dropped == Some(reason))
-                .count() as u64;
-            let counted = counts.dropped_for(reason).frames;
-            let later = matches!(
-                reason,
-                DropReason::RingFull
-                    | DropReason::Refused
-                    | DropReason::OnOrder
-                    | DropReason::NotSentInTime
-            );
-            if counted < pushed || (counted > pushed && !later) {
-                return Err(format!(
-                    "{reason:?}: {pushed} were dropped, {counted} counted"
-                ));
-            }
-        }
+        self.reasons_are_true(&counts)?;
         self.recording_is_in_order()?;
         let unconfirmed = self
             .service
@@ -1218,15 +1208,10 @@ impl<'a> World<'a> {
             .filter(|(timecode, _)| !self.confirmed.contains_key(timecode))
             .map(|(_, ids)| ids.len() as u64)
             .sum::<u64>();
-        let given_up = [
-            DropReason::RingFull,
-            DropReason::Refused,
-            DropReason::OnOrder,
-            DropReason::NotSentInTime,
-        ]
-        .iter()
-        .map(|&reason| counts.dropped_for(reason).frames)
-        .sum::<u64>();
+        let given_up = GIVEN_UP
+            .iter()
+            .map(|&reason| counts.dropped_for(reason).frames)
+            .sum::<u64>();
         if unconfirmed > given_up {
             return Err(format!(
                 "the service has {unconfirmed} frames that were neither confirmed nor given up ({given_up} were)"
@@ -1252,6 +1237,26 @@ impl<'a> World<'a> {
             connections,
             confirmed: frames,
         })
+    }
+
+    /// Every frame that was dropped is counted for the reason that its camera was told, or was given up later.
+    fn reasons_are_true(&self, counts: &Counts) -> Checked {
+        for reason in DropReason::ALL {
+            let pushed = self
+                .camera
+                .shots
+                .iter()
+                .filter(|shot| shot.dropped == Some(reason))
+                .count() as u64;
+            let counted = counts.dropped_for(reason).frames;
+            let later = GIVEN_UP.contains(&reason);
+            if counted < pushed || (counted > pushed && !later) {
+                return Err(format!(
+                    "{reason:?}: {pushed} were dropped, {counted} counted"
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// The recording, sorted by timecode, is in order, and frames have their distances.
