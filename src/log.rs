@@ -1,19 +1,18 @@
 //! The log and the status line share standard error: a log line first wipes the status line away.
 
-use std::fmt;
-use std::io::{self, IsTerminal, Write};
-use std::sync::OnceLock;
+use std::fmt::{self, Write as _};
+use std::io::{self, IsTerminal, Write as _};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{OnceLock, PoisonError, RwLock};
 
+use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
-use tracing::{Event, Level, Subscriber};
+use tracing::span;
+use tracing::subscriber::{Interest, set_global_default};
+use tracing::{Event, Level, Metadata, Subscriber, callsite};
 use tracing_subscriber::filter::Targets;
-use tracing_subscriber::fmt::format::{self, FormatEvent, FormatFields};
-use tracing_subscriber::fmt::{FmtContext, MakeWriter};
-use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::registry::{LookupSpan, Registry};
-use tracing_subscriber::reload;
-use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::{FormatTime as _, SystemTime};
 
 /// How the log is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,34 +29,8 @@ const WIPE: &[u8] = b"\r\x1b[K";
 /// Whether a status line stands on the terminal.
 static STATUS_SHOWN: AtomicBool = AtomicBool::new(false);
 
-/// Standard error, without the status line.
-#[derive(Debug, Clone, Copy)]
-struct Stderr;
-
-impl Write for Stderr {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut stderr = io::stderr().lock();
-        if STATUS_SHOWN.swap(false, Ordering::Relaxed) {
-            stderr.write_all(WIPE)?;
-        }
-        stderr.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        io::stderr().flush()
-    }
-}
-
-impl MakeWriter<'_> for Stderr {
-    type Writer = Self;
-
-    fn make_writer(&self) -> Self {
-        *self
-    }
-}
-
 /// What is logged can be changed while the program runs.
-static FILTER: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
+static FILTER: OnceLock<RwLock<Targets>> = OnceLock::new();
 
 /// What is logged at `level`: libraries are heard from WARN on, because at lower levels some print requests with their
 /// signatures.
@@ -67,42 +40,26 @@ pub fn filter(level: Level) -> Targets {
         .with_target("kvs_producer_app", level)
 }
 
-/// Starts the log of this process, on standard error.
+/// Starts the log of this process, on standard error. The first start counts.
 pub fn start(level: Level, format: Format) {
-    let (filter, handle) = reload::Layer::new(filter(level));
-    // The first start counts, as it does for the log.
-    let _ = FILTER.set(handle);
-    let registry = tracing_subscriber::registry().with(filter);
-    match format {
-        Format::Text if is_journal() => {
-            // The journal has the time, and takes the level from the start of the line.
-            let line = format::format()
-                .with_target(false)
-                .with_ansi(false)
-                .with_level(false)
-                .without_time();
-            let layer = tracing_subscriber::fmt::layer().event_format(Prioritized(line));
-            registry.with(layer.with_writer(Stderr)).init();
-        }
-        Format::Text => {
-            let layer = tracing_subscriber::fmt::layer()
-                .with_target(false)
-                .with_ansi(false);
-            registry.with(layer.with_writer(Stderr)).init();
-        }
-        Format::Json => {
-            let layer = tracing_subscriber::fmt::layer().json().flatten_event(true);
-            registry
-                .with(layer.with_target(false).with_writer(Stderr))
-                .init();
-        }
+    if FILTER.set(RwLock::new(filter(level))).is_err() {
+        return;
     }
+    let style = match format {
+        Format::Text if is_journal() => Style::Journal,
+        Format::Text => Style::Text,
+        Format::Json => Style::Json,
+    };
+    // Where a larger program has a log of its own, that one is it.
+    let _ = set_global_default(Log { style });
 }
 
 /// Logs at `level` from now on. Returns the level that was in force; `None` where this process has no log of its own.
 pub fn set_level(level: Level) -> Option<Level> {
     let before = self::level();
-    FILTER.get()?.reload(filter(level)).ok()?;
+    let targets = FILTER.get()?;
+    *targets.write().unwrap_or_else(PoisonError::into_inner) = filter(level);
+    callsite::rebuild_interest_cache();
     before
 }
 
@@ -112,6 +69,185 @@ pub fn level() -> Option<Level> {
     LevelFilter::current().into_level()
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Style {
+    Text,
+    /// The journal has the time, and takes the level from the start of the line, where it is in angle brackets as
+    /// sd-daemon(3) has it.
+    Journal,
+    Json,
+}
+
+/// Writes events, a line each, and keeps no account of spans: only libraries have any, and nobody asks for them.
+struct Log {
+    style: Style,
+}
+
+impl Subscriber for Log {
+    /// Asked once for each place in the program, and again when the level has changed.
+    fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
+        if self.enabled(metadata) {
+            Interest::always()
+        } else {
+            Interest::never()
+        }
+    }
+
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        let Some(targets) = FILTER.get().filter(|_| metadata.is_event()) else {
+            return false;
+        };
+        let targets = targets.read().unwrap_or_else(PoisonError::into_inner);
+        targets.would_enable(metadata.target(), metadata.level())
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        let targets = FILTER.get()?;
+        let targets = targets.read().unwrap_or_else(PoisonError::into_inner);
+        targets.iter().map(|(_, level)| level).max()
+    }
+
+    fn event(&self, event: &Event<'_>) {
+        let mut line = String::new();
+        // A string takes whatever it is given; what fails is a value that cannot be shown, and the rest of the line is told.
+        let _ = self.style.write(event, &mut line);
+        line.push('\n');
+        let mut stderr = io::stderr().lock();
+        if STATUS_SHOWN.swap(false, Ordering::Relaxed) {
+            let _ = stderr.write_all(WIPE);
+        }
+        // There is no other place to tell that this one is gone.
+        let _ = stderr.write_all(line.as_bytes());
+    }
+
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+    fn enter(&self, _: &span::Id) {}
+
+    fn exit(&self, _: &span::Id) {}
+}
+
+impl Style {
+    fn write(self, event: &Event<'_>, line: &mut String) -> fmt::Result {
+        let level = *event.metadata().level();
+        match self {
+            Self::Text => {
+                SystemTime.format_time(&mut Writer::new(line))?;
+                write!(line, " {level:>5} ")?;
+            }
+            Self::Journal => write!(line, "<{}>", priority(level))?,
+            Self::Json => {
+                line.push_str("{\"timestamp\":\"");
+                SystemTime.format_time(&mut Writer::new(line))?;
+                write!(line, "\",\"level\":\"{level}\"")?;
+            }
+        }
+        let mut fields = Fields {
+            json: self == Self::Json,
+            line,
+            first: true,
+            result: Ok(()),
+        };
+        event.record(&mut fields);
+        fields.result?;
+        if self == Self::Json {
+            line.push('}');
+        }
+        Ok(())
+    }
+}
+
+/// Appends an event's fields to its line.
+struct Fields<'a> {
+    json: bool,
+    line: &'a mut String,
+    first: bool,
+    result: fmt::Result,
+}
+
+impl Fields<'_> {
+    /// A value that stands for itself in JSON as in text.
+    fn plain(&mut self, field: &Field, value: impl fmt::Display) {
+        self.add(field, |line, _| write!(line, "{value}"));
+    }
+
+    fn add(&mut self, field: &Field, value: impl FnOnce(&mut String, bool) -> fmt::Result) {
+        let (name, json) = (field.name(), self.json);
+        if json {
+            self.line.push(',');
+            push_string(self.line, name);
+            self.line.push(':');
+        } else {
+            if !self.first {
+                self.line.push(' ');
+            }
+            if name != "message" {
+                self.line.push_str(name);
+                self.line.push('=');
+            }
+        }
+        self.first = false;
+        self.result = self.result.and(value(self.line, json));
+    }
+}
+
+impl Visit for Fields<'_> {
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        // JSON has no infinity.
+        if value.is_finite() {
+            self.plain(field, value);
+        } else {
+            self.record_debug(field, &value);
+        }
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.plain(field, value);
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.plain(field, value);
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.plain(field, value);
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.add(field, |line, json| {
+            if json {
+                push_string(line, value);
+                Ok(())
+            } else {
+                write!(line, "{value:?}")
+            }
+        });
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.add(field, |line, json| {
+            if json {
+                push_string(line, &format!("{value:?}"));
+                Ok(())
+            } else {
+                write!(line, "{value:?}")
+            }
+        });
+    }
+}
+
+/// Appends `text` as a JSON string.
+fn push_string(line: &mut String, text: &str) {
+    // Appending to it cannot fail, and what serde_json writes is UTF-8.
+    line.push_str(&serde_json::Value::from(text).to_string());
+}
+
 /// Whether standard error goes to systemd's journal: the service manager names the stream by device and inode.
 fn is_journal() -> bool {
     let Some(named) = std::env::var("JOURNAL_STREAM").ok() else {
@@ -119,26 +255,6 @@ fn is_journal() -> bool {
     };
     rustix::fs::fstat(io::stderr())
         .is_ok_and(|stat| named == format!("{}:{}", stat.st_dev, stat.st_ino))
-}
-
-/// Lines that begin with their priority in angle brackets, as sd-daemon(3) has it.
-struct Prioritized<F>(F);
-
-impl<S, N, F> FormatEvent<S, N> for Prioritized<F>
-where
-    S: Subscriber + for<'a> LookupSpan<'a>,
-    N: for<'a> FormatFields<'a> + 'static,
-    F: FormatEvent<S, N>,
-{
-    fn format_event(
-        &self,
-        context: &FmtContext<'_, S, N>,
-        mut writer: format::Writer<'_>,
-        event: &Event<'_>,
-    ) -> fmt::Result {
-        write!(writer, "<{}>", priority(*event.metadata().level()))?;
-        self.0.format_event(context, writer, event)
-    }
 }
 
 /// The syslog priority of a level (RFC 5424 section 6.2.1).
@@ -169,5 +285,87 @@ pub fn show_status(line: &str) {
 pub fn end_status() {
     if STATUS_SHOWN.swap(false, Ordering::Relaxed) {
         let _ = io::stderr().lock().write_all(WIPE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+    use tracing::subscriber::with_default;
+    use tracing::{debug, error, warn};
+
+    /// Keeps what each event looks like in a style.
+    struct Kept(Style, Mutex<Vec<String>>);
+
+    impl Subscriber for &'static Kept {
+        fn enabled(&self, _: &Metadata<'_>) -> bool {
+            true
+        }
+
+        fn event(&self, event: &Event<'_>) {
+            let mut line = String::new();
+            self.0.write(event, &mut line).expect("all can be shown");
+            self.1.lock().expect("nobody panics").push(line);
+        }
+
+        fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+            span::Id::from_u64(1)
+        }
+
+        fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+
+        fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+        fn enter(&self, _: &span::Id) {}
+
+        fn exit(&self, _: &span::Id) {}
+    }
+
+    fn lines(style: Style) -> Vec<String> {
+        let kept: &'static Kept = Box::leak(Box::new(Kept(style, Mutex::default())));
+        with_default(kept, || {
+            warn!(stream = "my \"camera\"", frames = 7, at = %"12", wait_s = 0.5, "a {}", "line");
+            error!(gone = true, odd = f64::INFINITY, path = ?Some("x"), "two\nlines");
+            debug!("nothing else");
+        });
+        std::mem::take(&mut *kept.1.lock().expect("nobody panics"))
+    }
+
+    #[test]
+    fn a_line_of_text_has_the_time_the_level_and_all_fields() {
+        let lines = lines(Style::Text);
+        let (time, rest) = lines[0].split_at("2026-11-22T10:11:12.123456Z".len());
+        assert!(time.ends_with('Z') && time.contains('T'), "{time}");
+        assert_eq!(
+            rest,
+            r#"  WARN a line stream="my \"camera\"" frames=7 at=12 wait_s=0.5"#
+        );
+        assert!(lines[1].ends_with("ERROR two\nlines gone=true odd=inf path=Some(\"x\")"));
+    }
+
+    #[test]
+    fn a_line_for_the_journal_begins_with_its_priority() {
+        let lines = lines(Style::Journal);
+        assert_eq!(lines[2], "<7>nothing else");
+        assert!(lines[0].starts_with("<4>a line stream="), "{}", lines[0]);
+    }
+
+    #[test]
+    fn a_line_of_json_can_be_read() {
+        let lines = lines(Style::Json);
+        let read =
+            |line: &String| -> serde_json::Value { serde_json::from_str(line).expect("JSON") };
+        let first = read(&lines[0]);
+        assert_eq!(first["level"], "WARN");
+        assert_eq!(first["message"], "a line");
+        assert_eq!(first["stream"], "my \"camera\"");
+        assert_eq!(first["frames"], 7);
+        assert_eq!(first["at"], "12");
+        assert_eq!(first["wait_s"], 0.5);
+        let second = read(&lines[1]);
+        assert_eq!(second["gone"], true);
+        assert_eq!(second["odd"], "inf");
+        assert_eq!(second["message"], "two\nlines");
     }
 }
