@@ -245,8 +245,8 @@ fn what_a_camera_chip_loses_is_counted_and_a_key_frame_asked_for() {
         path.to_str().unwrap(),
         "chip",
     ];
-    let mut program = Program::start(&arguments);
-    program.says("streaming connection=1");
+    let program = Program::start(&arguments);
+    program.streams_on(1);
     thread::sleep(Duration::from_secs(3));
     for accident in [Accident::NoBuffer, Accident::Empty, Accident::Damaged] {
         encoder.has(accident);

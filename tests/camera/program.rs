@@ -10,6 +10,8 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
+use kvs_producer_app::clock::Clock;
+use kvs_producer_app::local::view::ConnectionView;
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
@@ -85,6 +87,26 @@ impl Program {
             if self.seen.last().unwrap().contains(word) {
                 return;
             }
+        }
+    }
+
+    /// Waits until a fragment has begun on so many connections.
+    #[track_caller]
+    pub fn streams_on(&self, connections: usize) {
+        let deadline = Clock.now() + PATIENCE;
+        loop {
+            let state = self.service.as_ref().unwrap().state();
+            let carry = |connection: &&ConnectionView| connection.fragments > 0;
+            let carrying = state.connections.iter().filter(carry).count();
+            if carrying >= connections {
+                return;
+            }
+            drop(state);
+            assert!(
+                Clock.now() < deadline,
+                "{carrying} connections, not {connections}"
+            );
+            thread::sleep(Duration::from_millis(20));
         }
     }
 

@@ -188,14 +188,14 @@ fn a_camera_that_comes_back_with_another_codec_streams_on_in_a_new_connection() 
     let (first, second) = (Clip::small(Codec::H264), Clip::large(Codec::H265));
     let feeder = Feeder::start(&path, &first);
     let mut program = Program::start(&["-D", path.to_str().unwrap(), "cam"]);
-    program.says("streaming connection=1");
+    program.streams_on(1);
     thread::sleep(Duration::from_secs(6));
     drop(feeder);
     program.says("the camera is lost");
     let _feeder = Feeder::start(&path, &second);
     let back = Clock.now();
     program.says("the camera is back: /dev/video10 (cam0): H.265 1280x720 at 30/1");
-    program.says("streaming connection=2");
+    program.streams_on(2);
     let took = Clock.now() - back;
     println!("streams on after {took:?}");
     assert!(took < Duration::from_secs(5), "streams on after {took:?}");
@@ -305,7 +305,7 @@ fn a_usb_camera_that_comes_back_with_another_size_streams_on_in_a_new_connection
     assert_eq!(devices()[node.to_str().unwrap()]["identity"], by_id);
     let mut program = Program::start(&["-D", by_id, "cam"]);
     program.says(&format!("capturing from {by_id} "));
-    program.says("streaming connection=1");
+    program.streams_on(1);
     thread::sleep(Duration::from_secs(6));
     drop(link);
     drop(camera);
@@ -314,7 +314,7 @@ fn a_usb_camera_that_comes_back_with_another_size_streams_on_in_a_new_connection
     let link = Link::to(&node);
     let back = Clock.now();
     program.says(&format!("the camera is back: {} ", link.path.display()));
-    program.says("streaming connection=2");
+    program.streams_on(2);
     let took = Clock.now() - back;
     println!("streams on after {took:?}");
     assert!(took < Duration::from_secs(5), "streams on after {took:?}");
