@@ -386,11 +386,9 @@ pub async fn until_signal<T, F: Future<Output = T>>(
     }
 }
 
-/// SIGINT and SIGTERM.
-pub(crate) struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
+/// SIGINT and SIGTERM; or none, where they are somebody else's.
+#[derive(Default)]
+pub(crate) struct Signals(Option<(Signal, Signal)>);
 
 impl Signals {
     pub(crate) fn new() -> Result<Self, Error> {
@@ -400,16 +398,18 @@ impl Signals {
                 source,
             })
         };
-        Ok(Self {
-            interrupt: listen(SignalKind::interrupt())?,
-            terminate: listen(SignalKind::terminate())?,
-        })
+        let interrupt = listen(SignalKind::interrupt())?;
+        let terminate = listen(SignalKind::terminate())?;
+        Ok(Self(Some((interrupt, terminate))))
     }
 
     pub(crate) async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
+        match &mut self.0 {
+            Some((interrupt, terminate)) => tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            },
+            None => std::future::pending().await,
         }
     }
 }

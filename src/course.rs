@@ -107,8 +107,9 @@ impl Plan {
 #[derive(Debug)]
 pub struct Course {
     config: Config,
-    /// Name of the capture thread.
-    thread: &'static str,
+    part: Part,
+    /// Where a program that embeds this one asks.
+    asks: Mutex<Option<Asks>>,
     clock: Clock,
     started: Instant,
     tls: Arc<ClientConfig>,
@@ -127,6 +128,31 @@ pub struct Course {
     /// Whether an overflow began, or ended, lately.
     repeats: Mutex<Repeats<bool>>,
 }
+
+/// What a run is to its process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// All of it: signals and the service manager are its own.
+    Program,
+    /// Something that is put into the stream of another run.
+    Put,
+    /// Somebody else's.
+    Embedded,
+}
+
+impl Part {
+    /// Name of the capture thread.
+    fn thread(self) -> &'static str {
+        match self {
+            Self::Program => CAPTURE,
+            Self::Put => "put",
+            Self::Embedded => "kvs-capture",
+        }
+    }
+}
+
+/// Both ends of a queue of requests.
+type Asks = (mpsc::Sender<Asked>, mpsc::Receiver<Asked>);
 
 /// What the network side has before anything is captured.
 pub struct Network {
@@ -170,7 +196,8 @@ impl Course {
         let tls = tls::client_config(config.ca_file.as_deref())?;
         let (trigger, shutdown) = shutdown::pair();
         Ok(Self {
-            thread: CAPTURE,
+            part: Part::Program,
+            asks: Mutex::default(),
             clock,
             started: clock.now(),
             tls,
@@ -199,7 +226,18 @@ impl Course {
     /// As [`Self::new`].
     pub fn beside(config: Config) -> Result<Self, Error> {
         let mut course = Self::new(config)?;
-        course.thread = "put";
+        course.part = Part::Put;
+        Ok(course)
+    }
+
+    /// A run in somebody else's program, which asks it through `asks`.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn embedded(config: Config, asks: Asks) -> Result<Self, Error> {
+        let mut course = Self::new(config)?;
+        course.part = Part::Embedded;
+        course.asks = Mutex::new(Some(asks));
         Ok(course)
     }
 
@@ -215,7 +253,7 @@ impl Course {
             let _ = self.server.set(server);
         }
         // One run tells the service manager how it is.
-        if self.thread == CAPTURE {
+        if self.part == Part::Program {
             *lock(&self.manager) = Manager::from_environment();
         }
         let network = self.network().await?;
@@ -288,7 +326,7 @@ impl Course {
         let (policy, clock, shutdown) = (self.policy(), self.clock, self.shutdown.clone());
         let (ending, news) = (Ending(self.captured.clone()), self.news.clone());
         std::thread::Builder::new()
-            .name(self.thread.into())
+            .name(self.part.thread().into())
             .stack_size(CAPTURE_STACK_BYTES)
             .spawn(move || {
                 let result = capture::run(open, writer, policy, clock, &shutdown, news);
@@ -305,7 +343,10 @@ impl Course {
     }
 
     async fn network(&self) -> Result<Network, Error> {
-        let signals = Signals::new()?;
+        let signals = match self.part {
+            Part::Program => Signals::new()?,
+            Part::Put | Part::Embedded => Signals::default(),
+        };
         #[cfg_attr(
             not(feature = "local"),
             expect(unused_mut, reason = "only --local changes them")
@@ -349,7 +390,8 @@ impl Course {
         let (orders, received) = mpsc::unbounded_channel();
         let mut tasks = JoinSet::new();
         tasks.spawn(control.run(received));
-        let (asks, asked) = Server::queue();
+        let asks = lock(&self.asks).take();
+        let (asks, asked) = asks.unwrap_or_else(Server::queue);
         let serving = self.serve(asks);
         tokio::pin!(serving);
         let mut desk = Desk::new(orders, asked);

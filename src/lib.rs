@@ -10,6 +10,8 @@
 //! the service names it; it is *persisted* when the service has stored it. A *connection* is one PutMedia request, a
 //! *session* a stream's life across connections. *Rewind* goes back to the first fragment that is not confirmed, *evict*
 //! gives up a whole fragment because the ring is full.
+//!
+//! Who embeds it in a program of his own begins at [`producer`].
 
 pub mod app;
 pub mod backoff;
@@ -23,6 +25,7 @@ pub mod kvs;
 pub mod log;
 pub mod mkv;
 pub mod operate;
+pub mod producer;
 pub mod repeats;
 pub mod report;
 pub mod ring;

@@ -12,6 +12,7 @@ mod ending;
 mod faults;
 mod happy_path;
 mod jitter;
+mod library;
 mod media;
 mod netns;
 mod operate;
