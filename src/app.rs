@@ -21,6 +21,7 @@ use crate::kvs::failure::FailureKind;
 use crate::kvs::session::{Outcome, Settings};
 use crate::kvs::tls;
 use crate::log;
+use crate::operate::export::Export;
 use crate::operate::socket;
 use crate::report::Report;
 use crate::ring::{DropReason, WhenFull};
@@ -66,6 +67,8 @@ pub struct Config {
     pub grace: Duration,
     /// Where commands are taken.
     pub control: socket::Place,
+    /// Where metrics go besides.
+    pub export: Export,
     /// Where the report goes as JSON; `None`: one line in the log.
     pub report: Option<ReportTo>,
     /// How the log is written.

@@ -14,6 +14,7 @@ use crate::kvs::aws;
 use crate::kvs::credentials::{Provider, iot, refresh};
 use crate::kvs::session::Settings;
 use crate::log::Format;
+use crate::operate::export::Export;
 use crate::operate::socket::Place;
 use crate::ring::{MIN_BUDGET_BYTES, WhenFull};
 use crate::source::capture;
@@ -157,6 +158,14 @@ pub struct StreamArgs {
     /// Take no commands, and do not look whether another producer streams to the channel
     #[arg(long, env = "KVS_NO_CONTROL")]
     pub no_control: bool,
+
+    /// Write metrics in Prometheus's text format to this file every 15 s, for node_exporter
+    #[arg(long, value_name = "FILE", env = "KVS_METRICS_FILE")]
+    pub metrics_file: Option<PathBuf>,
+
+    /// Serve metrics at http://127.0.0.1:PORT/metrics
+    #[arg(long, value_name = "PORT", env = "KVS_METRICS_PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub metrics_port: Option<u16>,
 
     /// Where one JSON object with the results goes at the end: a file, or "-" for standard output
     #[arg(long, value_name = "FILE", env = "KVS_REPORT")]
@@ -382,6 +391,10 @@ impl StreamArgs {
                 _ if self.no_control => Place::Nowhere,
                 Some(path) => Place::At(path),
                 None => Place::Usual,
+            },
+            export: Export {
+                file: self.metrics_file,
+                port: self.metrics_port,
             },
             report: self.report.map(|place| match place.to_str() {
                 Some("-") => ReportTo::Stdout,

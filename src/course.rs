@@ -24,6 +24,7 @@ use crate::kvs::tls;
 use crate::kvs::transport::Sockets;
 use crate::log;
 use crate::operate::desk::{self, Asker, Desk, Next, Upload, refuse};
+use crate::operate::export;
 use crate::operate::gauge::Gauge;
 use crate::operate::health::{Facts, Health};
 use crate::operate::metrics::{Buffer, Camera, Metrics};
@@ -392,7 +393,12 @@ impl Course {
         tasks.spawn(control.run(received));
         let asks = lock(&self.asks).take();
         let (asks, asked) = asks.unwrap_or_else(Server::queue);
-        let serving = self.serve(asks);
+        let serving = async {
+            tokio::select! {
+                never = self.serve(asks.clone()) => never,
+                never = self.export(asks.clone()) => never,
+            }
+        };
         tokio::pin!(serving);
         let mut desk = Desk::new(orders, asked);
         let outcome = tokio::select! {
@@ -400,6 +406,7 @@ impl Course {
             never = &mut serving => match never {},
         };
         log::end_status();
+        self.write_metrics();
         let concluded = self.conclude(&outcome);
         if let Ok(summary) = &concluded {
             desk.close(summary);
@@ -428,6 +435,26 @@ impl Course {
         std::future::pending().await
     }
 
+    async fn export(&self, asks: mpsc::Sender<Asked>) -> Infallible {
+        if let Some(port) = self.config.export.port {
+            match export::serve(port, asks).await {
+                Ok(never) => match never {},
+                Err(error) => warn!(%error, port, "no metrics are served"),
+            }
+        }
+        std::future::pending().await
+    }
+
+    /// Writes the metrics to a file where that is wanted.
+    fn write_metrics(&self) {
+        let Some(path) = &self.config.export.file else {
+            return;
+        };
+        if let Err(error) = export::write(path, &self.metrics().prometheus()) {
+            warn!(%error, path = %path.display(), "the metrics are not written");
+        }
+    }
+
     async fn conduct(
         &self,
         signals: &mut Signals,
@@ -446,7 +473,7 @@ impl Course {
         let watched = log::is_watched() && tracing::enabled!(Level::INFO);
         let mut ticks = tokio::time::interval(STATUS_EVERY);
         let mut before = self.look();
-        let mut logged = before;
+        let (mut logged, mut written) = (before, before);
         loop {
             let ends_at = {
                 let plan = lock(&self.plan);
@@ -497,6 +524,10 @@ impl Course {
                     let turn = lock(&self.gauge).look(&now);
                     self.tell(turn);
                     self.tell_manager(&now);
+                    if now.at - written.at >= export::WRITE_EVERY {
+                        self.write_metrics();
+                        written = now;
+                    }
                     if watched {
                         log::show_status(&Line::between(self.started, &before, &now).to_string());
                     } else if now.at - logged.at >= LOG_EVERY {

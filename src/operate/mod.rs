@@ -10,6 +10,7 @@ pub mod command;
 pub mod create;
 pub mod desk;
 pub mod doctor;
+pub mod export;
 pub mod gauge;
 pub mod health;
 pub mod metrics;

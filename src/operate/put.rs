@@ -10,6 +10,7 @@ use std::path::Path;
 
 use super::client;
 use super::command::{self, Error};
+use super::export::Export;
 use super::protocol::{Put, Request};
 use super::socket::{Media, Place};
 use super::words;
@@ -90,6 +91,7 @@ fn send(socket: &Path, how: Put, media: &mut impl Read) -> Result<serde_json::Va
 pub async fn from_client(media: Media, config: Config) -> Result<Summary, app::Error> {
     let config = Config {
         control: Place::Nowhere,
+        export: Export::default(),
         report: None,
         #[cfg(feature = "local")]
         local: None,

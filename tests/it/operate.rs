@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -725,4 +726,41 @@ fn doctor_finds_what_is_wrong() {
     examine(&endpoint, "cam -D demo")
         .run()
         .expect(Exit::Persisted);
+}
+
+#[test]
+fn metrics_are_served_on_loopback_and_written_to_a_file() {
+    let free = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = free.local_addr().expect("bound");
+    drop(free);
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("cam.prom");
+    let mut running = Program::local(["--device=demo", "cam"])
+        .args(["--metrics-port", &address.port().to_string()])
+        .arg("--metrics-file")
+        .arg(&file)
+        .start();
+    running.wait_for("fragment persisted");
+    let ask = |what: &str| {
+        let mut stream = TcpStream::connect(address).expect("connects");
+        let request = format!("GET {what} HTTP/1.1\r\nhost: x\r\n\r\n");
+        stream.write_all(request.as_bytes()).expect("is taken");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("text");
+        answer
+    };
+    let answer = ask("/metrics");
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    assert!(
+        answer.contains("\nkvs_producer_healthy{channel=\"cam\"} 1\n"),
+        "{answer}"
+    );
+    assert!(ask("/secrets").starts_with("HTTP/1.1 404"));
+    running.signal(Signal::TERM);
+    running.finish().expect(Exit::Persisted);
+    let text = fs::read_to_string(&file).expect("written at the end at the latest");
+    assert!(
+        text.contains("kvs_producer_state{channel=\"cam\",state=\"draining\"} 1\n"),
+        "{text}"
+    );
 }

@@ -14,6 +14,7 @@ use kvs_producer_app::kvs::session::Settings;
 use kvs_producer_app::local::view::{History, State};
 use kvs_producer_app::local::{Credential, Endpoint, Options};
 use kvs_producer_app::log::Format;
+use kvs_producer_app::operate::export::Export;
 use kvs_producer_app::operate::socket::Place;
 use kvs_producer_app::source::capture;
 use kvs_producer_app::source::v4l2;
@@ -89,6 +90,7 @@ pub fn config(url: &str) -> Config {
         silence: capture::SILENCE,
         grace: Duration::from_secs(20),
         control: Place::Nowhere,
+        export: Export::default(),
         report: None,
         log_format: Format::Text,
         log_level: tracing::Level::TRACE,
