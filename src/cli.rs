@@ -255,6 +255,13 @@ pub enum Command {
     /// What a running producer is asked.
     #[command(flatten)]
     Operate(crate::operate::command::Command),
+    /// Write man pages and shell completions to a directory
+    #[cfg(feature = "pages")]
+    #[command(hide = true)]
+    Pages {
+        /// Where to
+        dir: PathBuf,
+    },
     /// Run the KVS-compatible service by itself, for other producers to be pointed at
     #[cfg(feature = "local")]
     LocalEndpoint(crate::local::command::LocalEndpointArgs),

@@ -99,6 +99,14 @@ fn run(mut args: Args) -> Result<Exit, Failed> {
             exit: error.exit(),
             message: format!("{} [{}]", chain(&error), error.code()),
         }),
+        #[cfg(feature = "pages")]
+        Some(Command::Pages { dir }) => match kvs_producer_app::operate::pages::write(&dir) {
+            Ok(()) => Ok(Exit::Persisted),
+            Err(error) => Err(Failed {
+                exit: Exit::Internal,
+                message: format!("cannot write to {}: {error}", dir.display()),
+            }),
+        },
         #[cfg(feature = "local")]
         Some(Command::LocalEndpoint(options)) => {
             kvs_producer_app::log::start(

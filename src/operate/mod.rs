@@ -15,6 +15,8 @@ pub mod gauge;
 pub mod health;
 pub mod metrics;
 pub mod notify;
+#[cfg(feature = "pages")]
+pub mod pages;
 pub mod protocol;
 pub mod put;
 pub mod socket;

@@ -61,8 +61,9 @@ pub fn through_producer(config: &Config, how: Put, json: bool) -> Result<Option<
         Device::Path(path) => send_file(&socket, how, path),
         // A word that is no file's name was taken for a camera's.
         Device::NamedCamera(name) => send_file(&socket, how, Path::new(name)),
-        // Only the program itself has those.
-        _ => return Ok(None),
+        Device::AnyCamera => return Ok(None),
+        #[cfg(feature = "local")]
+        Device::Demo => return Ok(None),
     };
     match answer {
         Ok(answer) => command::show_end(&answer, json, words::end).map(Some),

@@ -8,6 +8,7 @@ mod cli;
 mod clock;
 mod credentials;
 mod credentials_provider;
+mod diagnosis;
 mod ending;
 mod faults;
 mod happy_path;
