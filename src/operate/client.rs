@@ -188,8 +188,14 @@ impl Client {
         patience: Option<Duration>,
     ) -> Result<Map<String, Value>, Error> {
         self.wait_at_most(Some(PATIENCE + patience.unwrap_or_default()))?;
-        self.send(request)?;
-        self.receive()
+        match self.send(request) {
+            // It may have said why it takes nothing before it closed.
+            Err(error) => self.receive().map_err(|why| match why {
+                Error::Refused(_) => why,
+                _ => error,
+            }),
+            Ok(()) => self.receive(),
+        }
     }
 
     fn wait_at_most(&self, time: Option<Duration>) -> Result<(), Error> {

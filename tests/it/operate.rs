@@ -3,8 +3,11 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use kvs_producer_app::app::Exit;
@@ -763,4 +766,73 @@ fn metrics_are_served_on_loopback_and_written_to_a_file() {
         text.contains("kvs_producer_state{channel=\"cam\",state=\"draining\"} 1\n"),
         "{text}"
     );
+}
+
+#[test]
+fn lines_for_the_journal_have_their_priority_and_no_time() {
+    // What systemd sets for a stream that leads to its journal.
+    let script = "JOURNAL_STREAM=$(stat -Lc %d:%i /proc/self/fd/2) exec \"$0\" --local -D demo --no-control cam 1";
+    let output = Command::new("sh")
+        .args(["-c", script, env!("CARGO_BIN_EXE_kvsProducerApp")])
+        .env("AWS_EC2_METADATA_DISABLED", "true")
+        .output()
+        .expect("a shell");
+    assert!(output.status.success(), "{output:?}");
+    let log = String::from_utf8(output.stderr).expect("text");
+    assert!(log.lines().count() > 3, "{log}");
+    for line in log.lines() {
+        assert!(line.starts_with("<6>") || line.starts_with("<4>"), "{line}");
+    }
+    assert!(log.contains("<6>streaming connection=1\n"), "{log}");
+}
+
+#[test]
+fn another_user_is_refused() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("NOT TESTED: only root can be somebody else");
+        return;
+    }
+    let producer = Producer::start();
+    let dir = producer.socket.parent().expect("a directory");
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).expect("ours");
+    // The program stands where only root can go.
+    let program = dir.join("program");
+    fs::copy(env!("CARGO_BIN_EXE_kvsProducerApp"), &program).expect("a copy");
+    let ask = || {
+        let output = Command::new(&program)
+            .args(["status", "cam"])
+            .env("KVS_CONTROL", &producer.socket)
+            .current_dir("/")
+            .uid(65_534)
+            .gid(65_534)
+            .output()
+            .expect("it runs");
+        let said = String::from_utf8(output.stderr).expect("text");
+        assert_eq!(
+            output.status.code(),
+            Some(Exit::NotPermitted as i32),
+            "{said}"
+        );
+        said
+    };
+    assert!(ask().contains("KVS-E606"));
+    // Whoever opens the file to all has not opened the producer.
+    fs::set_permissions(&producer.socket, fs::Permissions::from_mode(0o666)).expect("ours");
+    assert!(ask().contains("KVS-E606"));
+    producer.command("stop cam").expect(Exit::Persisted);
+}
+
+#[test]
+fn a_full_disk_is_said_and_costs_no_media() {
+    let run = Program::new(["put", "cam", "clip", "--fast", "--start", "1735787045"])
+        .args(["--local", "recordings", "--report", "/dev/full"])
+        .file("clip", CLIP)
+        .run()
+        .expect(Exit::Internal);
+    let said = run.said();
+    assert!(
+        said[0].contains("/dev/full") && said[0].contains("No space left"),
+        "{said:?}"
+    );
+    assert!(has_fragment(&run, 1_735_787_045_000));
 }
