@@ -3,7 +3,7 @@
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 #[cfg(feature = "local")]
@@ -14,7 +14,7 @@ use tracing::{Level, info};
 use crate::clock::Clock;
 use crate::codec::FrameRate;
 use crate::codes::Code;
-use crate::course::Course;
+use crate::course::{Beside, Course};
 use crate::frame::Codec;
 use crate::kvs::aws;
 use crate::kvs::failure::FailureKind;
@@ -308,12 +308,14 @@ pub async fn run_from(
     course.run(Box::new(open)).await
 }
 
-/// As [`run_from`], beside another run of this process: it has a capture thread of another name.
+/// As [`run_from`], beside another run of this process, which keeps it in `beside`: it has a capture thread of another name.
 pub(crate) async fn run_beside(
     config: Config,
     open: impl FnMut() -> Result<Box<dyn Source>, source::Error> + Send + 'static,
+    beside: &Beside,
 ) -> Result<Summary, Error> {
     let course = Arc::new(Course::beside(config)?);
+    *beside.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&course));
     course.run(Box::new(open)).await
 }
 

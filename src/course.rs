@@ -44,7 +44,10 @@ use crate::status::{Line, Look, Turn};
 /// Name of the capture thread.
 pub const CAPTURE: &str = "capture";
 
-/// Its stack: it parses NAL units and makes system calls, nothing deep.
+/// Name of the thread that reads what somebody puts into the stream.
+pub const PUT: &str = "put";
+
+/// Stack of either: it parses NAL units and makes system calls, nothing deep.
 const CAPTURE_STACK_BYTES: usize = 128 * 1024;
 
 /// A source that was told to end looks up at least every [`crate::source::PIPE_POLL`]; one that has not by then hangs.
@@ -124,6 +127,8 @@ pub struct Course {
     gauge: Mutex<Gauge>,
     server: OnceLock<Server>,
     manager: Mutex<Option<Manager>>,
+    /// The run of what is being put into the stream.
+    beside: Beside,
     /// What leads to the service.
     options: Mutex<Option<aws::Options>>,
     /// Whether an overflow began, or ended, lately.
@@ -146,11 +151,14 @@ impl Part {
     fn thread(self) -> &'static str {
         match self {
             Self::Program => CAPTURE,
-            Self::Put => "put",
+            Self::Put => PUT,
             Self::Embedded => "kvs-capture",
         }
     }
 }
+
+/// Where a run keeps the one that goes on beside it.
+pub type Beside = Arc<Mutex<Option<Arc<Course>>>>;
 
 /// Both ends of a queue of requests.
 type Asks = (mpsc::Sender<Asked>, mpsc::Receiver<Asked>);
@@ -215,6 +223,7 @@ impl Course {
             gauge: Mutex::default(),
             server: OnceLock::new(),
             manager: Mutex::default(),
+            beside: Beside::default(),
             options: Mutex::default(),
             repeats: Mutex::default(),
             config,
@@ -272,6 +281,7 @@ impl Course {
     /// When the network side cannot start again.
     pub async fn go_on(self: Arc<Self>) -> Result<Summary, Error> {
         // Whoever put media went with it.
+        self.put_is_lost();
         lock(&self.plan).putting = false;
         self.sockets.shut_down();
         let again = self.ring.with(Ring::rewind_all);
@@ -650,13 +660,22 @@ impl Course {
             let options = lock(&self.options).clone();
             let options = options.unwrap_or_else(|| self.config.aws.clone());
             let config = put::of_client(&self.config, upload.how, options);
-            desk.uploads(upload, config);
+            desk.uploads(upload, config, Arc::clone(&self.beside));
+        }
+    }
+
+    /// The thread that reads what is put is lost, and so is that: its run is told, and ends.
+    pub fn put_is_lost(&self) {
+        if let Some(lost) = lock(&self.beside).take() {
+            lost.ring.with(Ring::close);
+            Ending(lost.captured.clone()).tell(Captured::Failed(FAULT.into()));
         }
     }
 
     /// Media was put, or could not be: uploading goes on.
     fn put_is_over(&self, desk: &Desk) {
         info!("uploading goes on");
+        lock(&self.beside).take();
         lock(&self.plan).putting = false;
         self.resume(desk);
     }
@@ -844,5 +863,21 @@ mod tests {
         assert!(course.has_ring());
         course.ring.with(|_| assert!(!course.has_ring()));
         assert!(course.has_ring());
+    }
+
+    #[test]
+    fn what_is_put_ends_when_the_thread_that_reads_it_is_lost() {
+        let config = || {
+            let args = crate::cli::Args::parse_from(["kvsProducerApp", "cam"]);
+            args.into_config().expect("a channel is enough")
+        };
+        let course = Course::new(config()).expect("no CA file");
+        course.put_is_lost();
+        let put = Arc::new(Course::beside(config()).expect("no CA file"));
+        *lock(&course.beside) = Some(Arc::clone(&put));
+        course.put_is_lost();
+        assert!(put.ring.with(|ring| ring.is_done()));
+        assert!(matches!(&*put.captured.borrow(), Some(Captured::Failed(_))));
+        assert!(course.captured.borrow().is_none(), "the camera streams on");
     }
 }

@@ -13,7 +13,7 @@ use std::thread::{self, Thread, ThreadId};
 use tracing::error;
 
 use crate::app::{self, Error, Exit, Open, Summary};
-use crate::course::{CAPTURE, Course};
+use crate::course::{CAPTURE, Course, PUT};
 use crate::source;
 
 /// Name of the thread that the network side goes on with; the first is the one that arms.
@@ -34,6 +34,8 @@ pub type Conclude = fn(Result<Summary, Error>) -> Exit;
 enum Role {
     Network,
     Capture,
+    /// It reads what somebody puts into the stream.
+    Put,
     /// Names are resolved on such: whoever waits for one gives up by its deadline.
     Other,
 }
@@ -44,6 +46,7 @@ impl Role {
             _ if thread.id() == first => Self::Network,
             Some(NETWORK) => Self::Network,
             Some(CAPTURE) => Self::Capture,
+            Some(PUT) => Self::Put,
             _ => Self::Other,
         }
     }
@@ -73,6 +76,7 @@ pub fn arm(
         match role {
             Role::Network => go_on(Arc::clone(&course), conclude),
             Role::Capture => course.capture_again(openers()),
+            Role::Put => course.put_is_lost(),
             Role::Other => {}
         }
         loop {
@@ -130,6 +134,7 @@ mod tests {
         assert_eq!(Role::of(&current, current.id()), Role::Network);
         assert_eq!(role(NETWORK), Role::Network);
         assert_eq!(role(CAPTURE), Role::Capture);
+        assert_eq!(role(PUT), Role::Put);
         assert_eq!(role("tokio-runtime-worker"), Role::Other);
     }
 }

@@ -10,6 +10,7 @@ use super::socket::{Asked, Media};
 use crate::app::{Config, Summary};
 use crate::chain;
 use crate::codes::Code;
+use crate::course::Beside;
 use crate::kvs::control::Order;
 use crate::kvs::session::Reset;
 use crate::report::amount;
@@ -78,11 +79,12 @@ impl Desk {
         self.upload.take()
     }
 
-    /// Puts media into the stream, as `config` says, and answers what came of it.
-    pub fn uploads(&mut self, upload: Upload, config: Config) {
+    /// Puts media into the stream, as `config` says, and answers what came of it. `beside` keeps the run
+    /// for as long.
+    pub fn uploads(&mut self, upload: Upload, config: Config, beside: Beside) {
         self.uploads.spawn(async move {
             let Upload { media, answer, .. } = upload;
-            match put::from_client(media, config).await {
+            match put::from_client(media, config, &beside).await {
                 Ok(summary) => reply(answer, ended(&summary)),
                 Err(error) => {
                     let refusal = Refusal::new(error.code(), chain(&error).to_string());

@@ -17,6 +17,7 @@ use super::words;
 use crate::app::{self, Config, Device, Exit, ReportTo, Summary};
 use crate::clock::Clock;
 use crate::codes::Code;
+use crate::course::Beside;
 use crate::kvs::aws;
 use crate::ring::WhenFull;
 use crate::source::Source;
@@ -85,11 +86,15 @@ fn send(socket: &Path, how: Put, media: &mut impl Read) -> Result<serde_json::Va
     Ok(serde_json::Value::Object(answer))
 }
 
-/// Uploads what a client sends.
+/// Uploads what a client sends, with `beside` keeping the run.
 ///
 /// # Errors
 /// When it could not start.
-pub async fn from_client(media: Media, config: Config) -> Result<Summary, app::Error> {
+pub async fn from_client(
+    media: Media,
+    config: Config,
+    beside: &Beside,
+) -> Result<Summary, app::Error> {
     let config = Config {
         control: Place::Nowhere,
         export: Export::default(),
@@ -115,5 +120,5 @@ pub async fn from_client(media: Media, config: Config) -> Result<Summary, app::E
         let source = AnnexB::from_client(&first, rest.into(), options, Clock)?;
         Ok(Box::new(source) as Box<dyn Source>)
     };
-    app::run_beside(config, open).await
+    app::run_beside(config, open, beside).await
 }
