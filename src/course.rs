@@ -11,12 +11,13 @@ use rustls::ClientConfig;
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tracing::{Level, debug, info, warn};
+use tracing::{Level, info, warn};
 
 use crate::app::{self, Config, Error, Open, Signals, Summary};
 use crate::chain;
 use crate::clock::Clock;
 use crate::codes::Code;
+use crate::detail;
 use crate::kvs::aws::{self, Aws};
 use crate::kvs::control::{Control, Means, Order, Status};
 use crate::kvs::session::{Outcome, Reset};
@@ -259,7 +260,7 @@ impl Course {
     pub async fn run(self: Arc<Self>, open: Open) -> Result<Summary, Error> {
         let config = &self.config;
         if let Some(server) = Server::open(&config.control, &config.aws.stream)? {
-            debug!(path = %server.path().display(), "commands are taken");
+            detail!(path = %server.path().display(), "commands are taken");
             let _ = self.server.set(server);
         }
         // One run tells the service manager how it is.

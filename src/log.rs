@@ -32,12 +32,45 @@ static STATUS_SHOWN: AtomicBool = AtomicBool::new(false);
 /// What is logged can be changed while the program runs.
 static FILTER: OnceLock<RwLock<Targets>> = OnceLock::new();
 
+/// Target of [`detail!`](crate::detail).
+pub const DETAIL: &str = "kvs_producer_app::detail";
+
+/// A line for whoever asks for more with `-v`: at level DEBUG, as far as anybody can see.
+///
+/// For the compiler it is of level INFO. A release has no line below that: those of libraries, which nobody is shown, would
+/// be 64 kB of a camera's flash.
+#[macro_export]
+macro_rules! detail {
+    ($($line:tt)*) => {
+        tracing::info!(target: $crate::log::DETAIL, $($line)*)
+    };
+}
+
+/// What `event` is to be taken for.
+fn level_of(metadata: &Metadata<'_>) -> Level {
+    if metadata.target() == DETAIL {
+        Level::DEBUG
+    } else {
+        *metadata.level()
+    }
+}
+
 /// What is logged at `level`: libraries are heard from WARN on, because at lower levels some print requests with their
 /// signatures.
 pub fn filter(level: Level) -> Targets {
     Targets::new()
         .with_default(level.min(Level::WARN))
         .with_target("kvs_producer_app", level)
+        .with_target(DETAIL, details(level))
+}
+
+/// Whether details are shown at `level`.
+fn details(level: Level) -> LevelFilter {
+    if level >= Level::DEBUG {
+        LevelFilter::INFO
+    } else {
+        LevelFilter::OFF
+    }
 }
 
 /// Starts the log of this process, on standard error. The first start counts.
@@ -135,7 +168,7 @@ impl Subscriber for Log {
 
 impl Style {
     fn write(self, event: &Event<'_>, line: &mut String) -> fmt::Result {
-        let level = *event.metadata().level();
+        let level = level_of(event.metadata());
         match self {
             Self::Text => {
                 SystemTime.format_time(&mut Writer::new(line))?;
@@ -293,7 +326,7 @@ mod tests {
     use super::*;
     use std::sync::Mutex;
     use tracing::subscriber::with_default;
-    use tracing::{debug, error, warn};
+    use tracing::{error, warn};
 
     /// Keeps what each event looks like in a style.
     struct Kept(Style, Mutex<Vec<String>>);
@@ -327,7 +360,7 @@ mod tests {
         with_default(kept, || {
             warn!(stream = "my \"camera\"", frames = 7, at = %"12", wait_s = 0.5, "a {}", "line");
             error!(gone = true, odd = f64::INFINITY, path = ?Some("x"), "two\nlines");
-            debug!("nothing else");
+            crate::detail!("nothing else");
         });
         std::mem::take(&mut *kept.1.lock().expect("nobody panics"))
     }
@@ -342,6 +375,23 @@ mod tests {
             r#"  WARN a line stream="my \"camera\"" frames=7 at=12 wait_s=0.5"#
         );
         assert!(lines[1].ends_with("ERROR two\nlines gone=true odd=inf path=Some(\"x\")"));
+    }
+
+    #[test]
+    fn details_are_shown_to_those_who_ask_for_debug_lines() {
+        for (level, shown) in [
+            (Level::INFO, false),
+            (Level::DEBUG, true),
+            (Level::TRACE, true),
+        ] {
+            assert_eq!(
+                filter(level).would_enable(DETAIL, &Level::INFO),
+                shown,
+                "{level}"
+            );
+            assert!(filter(level).would_enable("kvs_producer_app::app", &Level::INFO));
+        }
+        assert!(lines(Style::Text)[2].ends_with(" DEBUG nothing else"));
     }
 
     #[test]

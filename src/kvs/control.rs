@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rustls::ClientConfig;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinError, JoinSet};
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
 use super::aws::Aws;
 use super::failure::{Failure, FailureKind, Pace};
@@ -17,6 +17,7 @@ use super::transport::{self, Route, Sockets, Start};
 use super::upload::{Handle, UploadBody};
 use crate::clock::Clock;
 use crate::codes::Code;
+use crate::detail;
 use crate::frame::{Codec, MediaTime, Timecode};
 use crate::repeats::Repeats;
 use crate::ring::shared::Reader;
@@ -308,7 +309,7 @@ impl Control {
             }
             Action::Close(id) => {
                 if let Some(live) = self.live.remove(&id) {
-                    debug!(connection = %id, "connection closed");
+                    detail!(connection = %id, "connection closed");
                     live.abort.abort();
                     self.meter(|meters, now| meters.ended(id, now));
                 }
@@ -358,7 +359,7 @@ impl Control {
     }
 
     fn open(&mut self, id: ConnectionId, origin: String) {
-        debug!(connection = %id, origin, "connecting");
+        detail!(connection = %id, origin, "connecting");
         self.meter(|meters, now| meters.opened(id, now));
         let (start, started) = oneshot::channel();
         let tls = Arc::clone(&self.tls);
@@ -435,7 +436,7 @@ impl Control {
         let Some(fragment) = self.ring.with(|ring| ring.confirm(timecode)) else {
             return;
         };
-        debug!(%timecode, frames = fragment.amount.frames, bytes = fragment.amount.bytes, "fragment persisted");
+        detail!(%timecode, frames = fragment.amount.frames, bytes = fragment.amount.bytes, "fragment persisted");
         let (at, latency) = (self.clock.now(), self.since(fragment.began));
         let lasted = fragment.ended.0.saturating_sub(fragment.began.0);
         self.status.send_modify(|status| {
@@ -456,7 +457,7 @@ impl Control {
                     self.repeats.say(Line::Failed(code), now),
                     failure.kind.pace(),
                 ) {
-                    (None, _) => debug!(retry_in_s = wait_s, %code, "{message}"),
+                    (None, _) => detail!(retry_in_s = wait_s, %code, "{message}"),
                     (Some(unsaid), Pace::Soon) => {
                         warn!(retry_in_s = wait_s, %code, unsaid = some(unsaid), "{message}");
                     }
@@ -479,14 +480,14 @@ impl Control {
                 warn!(code = %failure.code, "the stream is not tagged: {}", failure.message);
             }
             Note::Streaming(connection) => match self.repeats.say(Line::Streaming, now) {
-                None => debug!(%connection, "streaming"),
+                None => detail!(%connection, "streaming"),
                 Some(unsaid) => info!(%connection, unsaid = some(unsaid), "streaming"),
             },
             Note::Rotating(connection, why) => {
                 info!(%connection, why, "preparing the next connection");
             }
             Note::FragmentRefused(timecode, why) => match self.repeats.say(Line::Refused, now) {
-                None => debug!(fragment = %timecode, "a fragment is dropped because {why}"),
+                None => detail!(fragment = %timecode, "a fragment is dropped because {why}"),
                 Some(unsaid) => warn!(
                     fragment = %timecode,
                     unsaid = some(unsaid),
@@ -498,7 +499,7 @@ impl Control {
 
     fn log_again(&mut self, connection: ConnectionId, fragments: usize) {
         match self.repeats.say(Line::Again, self.clock.now()) {
-            None => debug!(%connection, fragments, "will be sent again"),
+            None => detail!(%connection, fragments, "will be sent again"),
             Some(unsaid) => {
                 info!(%connection, fragments, unsaid = some(unsaid), "will be sent again");
             }

@@ -9,9 +9,8 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::{Duration, Instant};
 
-use tracing::debug;
-
 use super::health::{Health, State};
+use crate::detail;
 
 /// While it starts or stops the service manager is asked for so much more time, again and again.
 const MORE_TIME: Duration = Duration::from_mins(1);
@@ -109,7 +108,7 @@ impl Manager {
                 notices: Notices::new(watchdog),
             }),
             Err(error) => {
-                debug!(%error, place, "the service manager cannot be told anything");
+                detail!(%error, place, "the service manager cannot be told anything");
                 None
             }
         }
@@ -120,7 +119,7 @@ impl Manager {
         if let Some(lines) = self.notices.look(now, health, alive)
             && let Err(error) = self.socket.send(lines.as_bytes())
         {
-            debug!(%error, "the service manager was not told");
+            detail!(%error, "the service manager was not told");
         }
     }
 }

@@ -19,10 +19,10 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tracing::debug;
 
 use super::protocol::{Answer, Lines, MOST_REQUEST_BYTES, Refusal, Request, answer_line};
 use crate::codes::Code;
+use crate::detail;
 
 /// Where producers that a service manager starts have their sockets.
 const SYSTEM_DIRECTORY: &str = "/run/kvsProducerApp";
@@ -203,7 +203,7 @@ impl Server {
                 }
                 // Whoever did not ask for a socket can do without one.
                 if let Some(error) = last {
-                    debug!(error = %crate::chain(&error), "no control socket");
+                    detail!(error = %crate::chain(&error), "no control socket");
                 }
                 Ok(None)
             }
@@ -262,7 +262,7 @@ impl Server {
                     }
                     // No file descriptor is left: clients that end give some back.
                     Err(error) => {
-                        debug!(%error, "a client of the control socket is kept waiting");
+                        detail!(%error, "a client of the control socket is kept waiting");
                         tokio::time::sleep(Duration::from_millis(100)).await;
                     }
                 },

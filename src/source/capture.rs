@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use super::judge::Judge;
 use super::timeline::{Pace, Timeline};
@@ -12,6 +12,7 @@ use crate::backoff::Backoff;
 use crate::chain;
 use crate::clock::Clock;
 use crate::codec::{self, Parser, Unit};
+use crate::detail;
 use crate::frame::{CameraLosses, MediaTime, Payload as _};
 use crate::repeats::Repeats;
 use crate::ring::shared::Writer;
@@ -177,7 +178,7 @@ impl<O: FnMut() -> Result<Box<dyn Source>, Error>> Capture<O> {
                 return Ok(End::Shutdown);
             };
             source = again;
-            debug!("opened {} again", source.describe());
+            detail!("opened {} again", source.describe());
             self.parser = None;
         }
     }
@@ -195,7 +196,7 @@ impl<O: FnMut() -> Result<Box<dyn Source>, Error>> Capture<O> {
             if self.is_news(Line::Lost(why.clone())) {
                 warn!(error = why, "the camera is lost, will be opened again");
             } else {
-                debug!(
+                detail!(
                     error = why,
                     retry_in_s = wait.as_secs_f32(),
                     "still no camera"
@@ -389,7 +390,7 @@ impl<O: FnMut() -> Result<Box<dyn Source>, Error>> Capture<O> {
     fn dropped(&mut self, reason: codec::DropReason, bytes: usize) {
         match reason {
             codec::DropReason::NoStartCode => {
-                debug!(bytes, "bytes without a start code are skipped");
+                detail!(bytes, "bytes without a start code are skipped");
             }
             codec::DropReason::TooLarge => {
                 let reason = DropReason::FrameTooLarge;
@@ -407,7 +408,7 @@ impl<O: FnMut() -> Result<Box<dyn Source>, Error>> Capture<O> {
             episode => {
                 *episode = Some((reason, 1));
                 if reason == DropReason::BeforeKeyFrame || !self.is_news(Line::Dropped(reason)) {
-                    debug!(reason = reason.name(), "frames are dropped: {why}");
+                    detail!(reason = reason.name(), "frames are dropped: {why}");
                 } else {
                     warn!(reason = reason.name(), "frames are dropped: {why}");
                 }

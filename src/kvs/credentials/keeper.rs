@@ -8,7 +8,7 @@ use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
 use tokio::time::{Instant, timeout_at};
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use super::file::CredentialFile;
 use super::iot::Iot;
@@ -16,6 +16,7 @@ use super::refresh::{Now, Refresh, Settings};
 use super::{Provider, is_open_to_all};
 use crate::chain;
 use crate::clock::Clock;
+use crate::detail;
 use crate::kvs::failure::{Failure, FailureKind};
 use crate::kvs::service_clock::ServiceClock;
 
@@ -254,7 +255,7 @@ impl Keeper {
                 if failures > 0 {
                     info!(failures, good_for_s, "new credentials, at last");
                 } else {
-                    debug!(good_for_s, "new credentials");
+                    detail!(good_for_s, "new credentials");
                 }
                 Ok(())
             }

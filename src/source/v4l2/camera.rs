@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use tracing::{debug, info};
+use tracing::info;
 use v4l::FourCC;
 
 use super::abi::{self, Interval, Kernel, Picture, Planes, Readiness};
@@ -16,6 +16,7 @@ use super::layout::{Filled, Layout};
 use super::ledger::Ledger;
 use super::{Options, settings, words};
 use crate::clock::Clock;
+use crate::detail;
 use crate::frame::{CameraLosses, Codec, Dimensions};
 use crate::source::{Error, POLL, Packet, Read};
 
@@ -162,7 +163,7 @@ impl<K: Kernel> Camera<K> {
         }
         if let Err(error) = control::set(&self.kernel, control::id::FORCE_KEY_FRAME, 1) {
             self.makes_key_frames = false;
-            debug!(place = self.place, %error, "the driver lists FORCE_KEY_FRAME and refuses it");
+            detail!(place = self.place, %error, "the driver lists FORCE_KEY_FRAME and refuses it");
         }
     }
 
@@ -244,7 +245,7 @@ impl<K: Kernel> Camera<K> {
     fn climb(&mut self, rung: Rung, why: io::Error) -> Result<(), Error> {
         match rung {
             Rung::Requeue => {
-                debug!(
+                detail!(
                     place = self.place,
                     "the camera is silent: looking for lost buffers"
                 );
@@ -413,7 +414,7 @@ fn set_up_buffers<K: Kernel>(
     for index in 0..count {
         layout.queue(kernel, planes, index).map_err(refused)?;
     }
-    debug!(path, count, layout = layout.size, "buffers mapped");
+    detail!(path, count, layout = layout.size, "buffers mapped");
     Ok((layout, buffers))
 }
 

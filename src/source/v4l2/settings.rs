@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::abi::{Interval, Kernel, Picture};
 use super::control::{self, id};
 use super::{Options, Profile};
+use crate::detail;
 use crate::frame::Codec;
 
 /// From key frame to key frame, where nothing else is asked for.
@@ -200,7 +201,7 @@ pub(super) fn apply(
         .iter()
         .filter_map(|setting| {
             let remark = set(kernel, setting)?;
-            tracing::debug!(setting = setting.name, remark, asked = setting.asked);
+            detail!(setting = setting.name, remark, asked = setting.asked);
             setting.asked.then_some(remark)
         })
         .collect()
