@@ -11,7 +11,7 @@ use kvs_producer_app::kvs::session::Settings;
 use kvs_producer_app::local::Options;
 use kvs_producer_app::local::acks::AckError;
 use kvs_producer_app::local::api::ApiError;
-use kvs_producer_app::local::scenario::{Action, FragmentIndex, Nth, Scenario, Trigger};
+use kvs_producer_app::local::scenario::{Action, Break, FragmentIndex, Nth, Scenario, Trigger};
 use kvs_producer_app::producer::{Frame, Producer, Stream};
 use serde_json::Value;
 
@@ -31,8 +31,10 @@ const SPACING: Duration = Duration::from_millis(5);
 enum Fault {
     /// On the way.
     Network(fn(&mut Rules)),
-    /// The connection breaks, and this is all that the service has to say.
-    Service(&'static str, StatusCode, &'static str),
+    /// The connection breaks, and this is the way to a new one.
+    Reconnecting(fn(&mut Rules)),
+    /// The connection breaks, and this is what becomes of a call.
+    Call(&'static str, Action),
     /// The service answers each fragment with this error.
     Ack(u32, &'static str),
     /// The camera brings nothing.
@@ -109,9 +111,9 @@ async fn is_diagnosed(what: &'static str, fault: Fault, states: &[&str], words: 
             wait_until(&stream, RECOVERY, what, streams);
             match fault {
                 Fault::Network(rules) => proxy.set(rules),
-                Fault::Service(operation, code, error) => {
-                    let error = ApiError::new(code, error, "as the test wants it");
-                    let rule = (Trigger::call(operation, Nth::Each), Action::Refuse(error));
+                Fault::Reconnecting(rules) => proxy.cut(rules),
+                Fault::Call(operation, action) => {
+                    let rule = (Trigger::call(operation, Nth::Each), action);
                     handle
                         .block_on(async { endpoint.follow(Scenario::of([rule])) })
                         .expect("a rule");
@@ -189,8 +191,42 @@ async fn faults_of_the_network_are_told_as_such() {
 }
 
 #[tokio::test]
+async fn what_stands_in_the_way_of_a_connection_is_told() {
+    let long = Duration::from_mins(5);
+    tokio::join!(
+        is_diagnosed(
+            "the data endpoint's name does not resolve",
+            Fault::Reconnecting(|rules| rules.misname = true),
+            &["connecting"],
+            &["cannot resolve"],
+        ),
+        is_diagnosed(
+            "nobody answers a SYN",
+            Fault::Reconnecting(|rules| rules.door = Door::Swallow),
+            &["connecting"],
+            &["no connection", "no answer from"],
+        ),
+        is_diagnosed(
+            "GetDataEndpoint gets no answer",
+            Fault::Call("GetDataEndpoint", Action::Delay(long)),
+            &["connecting"],
+            &["no answer from"],
+        ),
+        is_diagnosed(
+            "PutMedia gets no answer",
+            Fault::Call("PutMedia", Action::Break(Break::Stall)),
+            &["connecting"],
+            &["no answer to PutMedia"],
+        ),
+    );
+}
+
+#[tokio::test]
 async fn what_the_service_refuses_is_told_with_its_name() {
-    let refused = |operation, status, error| Fault::Service(operation, status, error);
+    let refused = |operation, status, error| {
+        let error = ApiError::new(status, error, "as the test wants it");
+        Fault::Call(operation, Action::Refuse(error))
+    };
     tokio::join!(
         is_diagnosed(
             "no permission",
