@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
-use aws_credential_types::provider::{ProvideCredentials, future};
+use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, future};
 use aws_sdk_kinesisvideo::Client;
 use aws_sdk_kinesisvideo::config::IdentityCache;
 use aws_sdk_kinesisvideo::error::{ProvideErrorMetadata, SdkError};
@@ -140,6 +140,7 @@ pub struct Aws {
     region: String,
     place: String,
     client: Client,
+    sts: aws_sdk_sts::Client,
     keeper: Arc<Keeper>,
     /// The service's clock, and ours for waiting.
     clock: ServiceClock,
@@ -194,6 +195,9 @@ impl Aws {
             .identity_cache(IdentityCache::no_cache())
             .credentials_provider(Held(Arc::clone(&keeper)))
             .build();
+        let held = SharedCredentialsProvider::new(Held(Arc::clone(&keeper)));
+        let sts = sdk.to_builder().credentials_provider(held).build();
+        let sts = aws_sdk_sts::Client::new(&sts);
         let endpoint = options
             .endpoint
             .clone()
@@ -207,6 +211,7 @@ impl Aws {
             region,
             place,
             client: Client::from_conf(config),
+            sts,
             keeper,
             clock: service_clock,
             waiting: clock,
@@ -337,6 +342,22 @@ impl Aws {
             media_type: text(stream.media_type()),
             version: text(stream.version()),
         })
+    }
+
+    /// The ARN of whoever the credentials are of, as the Security Token Service has it.
+    ///
+    /// # Errors
+    /// Why that cannot be told, in one line.
+    pub async fn who(&self, limit: Duration) -> Result<String, String> {
+        let answer = tokio::time::timeout(limit, self.sts.get_caller_identity().send()).await;
+        match answer {
+            Ok(Ok(caller)) => Ok(caller.arn().unwrap_or_default().to_owned()),
+            Ok(Err(SdkError::ServiceError(refusal))) => {
+                Err(failure::words(&refusal.err().to_string()).to_owned())
+            }
+            Ok(Err(error)) => Err(root_cause(&error).to_string()),
+            Err(_) => Err(format!("no answer for {} s", limit.as_secs_f32())),
+        }
     }
 
     /// Has the service keep the stream's media for so many hours more: UpdateDataRetention.

@@ -240,6 +240,14 @@ async fn service(config: &Config, runs: bool, add: &mut impl FnMut(Check)) -> Re
         Ok(_) => add(good("credentials", "there are some")),
         Err(failure) => return Err(failed("credentials", failure)),
     }
+    add(match aws.who(limit(Call::Describe)).await {
+        Ok(arn) => good("identity", arn),
+        // Streaming does without: a device may have no way to that service.
+        Err(why) => open(
+            "identity",
+            format!("the Security Token Service does not tell: {why}"),
+        ),
+    });
     let found = aws.look_at().await;
     if let Err(failure) = &found
         && matches!(

@@ -15,6 +15,7 @@ use kvs_producer_app::local::scenario::{Action, Break, FragmentIndex, Nth, Scena
 use kvs_producer_app::producer::{Frame, Producer, Stream};
 use serde_json::Value;
 
+use crate::faults::Certificate;
 use crate::proxy::{Door, Flow, Proxy, Rules};
 use crate::rig::{STREAM, clip, config, endpoint};
 
@@ -33,6 +34,8 @@ enum Fault {
     Network(fn(&mut Rules)),
     /// The connection breaks, and this is the way to a new one.
     Reconnecting(fn(&mut Rules)),
+    /// The same, behind TLS.
+    ReconnectingSecurely(fn(&mut Rules)),
     /// The connection breaks, and this is what becomes of a call.
     Call(&'static str, Action),
     /// The service answers each fragment with this error.
@@ -84,9 +87,16 @@ fn wait_until(
 }
 
 async fn is_diagnosed(what: &'static str, fault: Fault, states: &[&str], words: &[&str]) {
-    let endpoint = endpoint(Options::default()).await;
+    let secure = matches!(fault, Fault::ReconnectingSecurely(_));
+    let certificate = secure.then(|| Certificate::good("127.0.0.1"));
+    let endpoint = endpoint(Options {
+        tls: certificate.as_ref().map(Certificate::server),
+        ..Options::default()
+    })
+    .await;
     let proxy = Proxy::to(&endpoint.url());
-    let mut settings = config(&proxy.url("http"));
+    let mut settings = config(&proxy.url(if secure { "https" } else { "http" }));
+    settings.ca_file = certificate.as_ref().map(Certificate::ca_file);
     // The real durations, but for a wait that the test would have to wait for.
     settings.session = Settings {
         longest_wait: Duration::from_secs(5),
@@ -111,7 +121,9 @@ async fn is_diagnosed(what: &'static str, fault: Fault, states: &[&str], words: 
             wait_until(&stream, RECOVERY, what, streams);
             match fault {
                 Fault::Network(rules) => proxy.set(rules),
-                Fault::Reconnecting(rules) => proxy.cut(rules),
+                Fault::Reconnecting(rules) | Fault::ReconnectingSecurely(rules) => {
+                    proxy.cut(rules);
+                }
                 Fault::Call(operation, action) => {
                     let rule = (Trigger::call(operation, Nth::Each), action);
                     handle
@@ -203,6 +215,12 @@ async fn what_stands_in_the_way_of_a_connection_is_told() {
         is_diagnosed(
             "nobody answers a SYN",
             Fault::Reconnecting(|rules| rules.door = Door::Swallow),
+            &["connecting"],
+            &["no connection", "no answer from"],
+        ),
+        is_diagnosed(
+            "the TLS handshake stands still",
+            Fault::ReconnectingSecurely(|rules| (rules.up, rules.down) = (Flow::Hold, Flow::Hold)),
             &["connecting"],
             &["no connection", "no answer from"],
         ),

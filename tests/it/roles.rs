@@ -188,3 +188,32 @@ fn hex(bytes: &[u8]) -> String {
         text
     })
 }
+
+#[test]
+fn doctor_says_who_it_is() {
+    let endpoint = Endpoint::start([""; 0]);
+    let caller = "<R><GetCallerIdentityResult><Arn>arn:aws:iam::123456789012:user/camera</Arn></GetCallerIdentityResult></R>";
+    let (sts, asked) = service("200 OK", caller);
+    let examine = |sts: &str| {
+        let variables = endpoint.variables();
+        let variables = variables
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()));
+        Program::new(["doctor", "cam", "-D", "demo"])
+            .envs(variables)
+            .env("AWS_ENDPOINT_URL_STS", sts)
+            .run()
+            .expect(Exit::Persisted)
+    };
+    let run = examine(&sts);
+    let asked = asked.join().expect("asked");
+    assert_eq!(asked.parameter("Action"), Some("GetCallerIdentity"));
+    assert!(asked.header("authorization").is_some(), "it is signed");
+    let line = "✓ identity    arn:aws:iam::123456789012:user/camera\n";
+    assert!(run.stdout.contains(line), "{}", run.stdout);
+
+    let (sts, _) = service("403 Forbidden", REFUSED);
+    let run = examine(&sts);
+    let line = "does not tell: AccessDenied: not for you\n";
+    assert!(run.stdout.contains(line), "{}", run.stdout);
+}

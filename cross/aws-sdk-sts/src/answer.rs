@@ -8,11 +8,22 @@ use aws_smithy_types::date_time::Format;
 use crate::operation::{AssumeRoleOutput, Refusal};
 use crate::types::{AssumedRoleUser, Credentials};
 
+/// Of GetCallerIdentity's answer the caller's ARN is taken, as that of an AssumedRoleUser.
+///
 /// # Errors
 /// The service's refusal, or what is wrong with its answer.
 pub fn read(success: bool, xml: &str) -> Result<AssumeRoleOutput, Refusal> {
     if !success {
         return Err(refusal(xml));
+    }
+    if let Some(caller) = element(xml, "GetCallerIdentityResult") {
+        let arn = element(caller, "Arn").ok_or_else(|| missing("Arn"))?;
+        return Ok(AssumeRoleOutput {
+            credentials: None,
+            assumed_role_user: Some(AssumedRoleUser {
+                arn: unescape(arn).into_owned(),
+            }),
+        });
     }
     let credentials = element(xml, "Credentials").ok_or_else(|| missing("Credentials"))?;
     let text = |name| {
@@ -115,6 +126,24 @@ mod tests {
             user.arn,
             "arn:aws:sts::123456789012:assumed-role/demo/John&lt;"
         );
+    }
+
+    #[test]
+    fn a_caller_is_read() {
+        // As in the service's API reference.
+        let xml = "<GetCallerIdentityResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\">
+  <GetCallerIdentityResult>
+   <Arn>arn:aws:iam::123456789012:user/Alice</Arn>
+    <UserId>AIDACKCEVSQ6C2EXAMPLE</UserId>
+    <Account>123456789012</Account>
+  </GetCallerIdentityResult>
+</GetCallerIdentityResponse>";
+        let output = read(true, xml).expect("complete");
+        assert_eq!(output.credentials, None);
+        let user = output.assumed_role_user.expect("given");
+        assert_eq!(user.arn, "arn:aws:iam::123456789012:user/Alice");
+        let error = read(true, &xml.replace("Arn", "Other")).expect_err("incomplete");
+        assert!(error.to_string().contains("Arn"), "{error}");
     }
 
     #[test]

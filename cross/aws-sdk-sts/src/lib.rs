@@ -1,5 +1,5 @@
-//! The part of the Security Token Service's SDK that aws-config uses: AssumeRole for a profile with `role_arn`, and
-//! AssumeRoleWithWebIdentity. Names and shapes are those of the SDK; see README.md.
+//! The part of the Security Token Service's SDK that is needed: AssumeRole for a profile with `role_arn` and
+//! AssumeRoleWithWebIdentity, for aws-config, and GetCallerIdentity for `doctor`. Names and shapes are those of the SDK; see README.md.
 
 mod answer;
 mod call;
@@ -14,6 +14,7 @@ pub use config::Config;
 
 use operation::assume_role::builders::AssumeRoleFluentBuilder;
 use operation::assume_role_with_web_identity::builders::AssumeRoleWithWebIdentityFluentBuilder;
+use operation::get_caller_identity::builders::GetCallerIdentityFluentBuilder;
 
 /// Calls the service.
 #[derive(Debug, Clone)]
@@ -35,6 +36,11 @@ impl Client {
     /// Signed with the credentials of the client's configuration.
     pub fn assume_role(&self) -> AssumeRoleFluentBuilder {
         AssumeRoleFluentBuilder::new(self.config.clone())
+    }
+
+    /// Signed; needs no permission.
+    pub fn get_caller_identity(&self) -> GetCallerIdentityFluentBuilder {
+        GetCallerIdentityFluentBuilder::new(self.config.clone())
     }
 
     /// Not signed: the token tells who asks.

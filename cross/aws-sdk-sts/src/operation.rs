@@ -1,4 +1,4 @@
-//! The two calls.
+//! The calls.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -7,8 +7,9 @@ use crate::types::{AssumedRoleUser, Credentials};
 
 pub mod assume_role;
 pub mod assume_role_with_web_identity;
+pub mod get_caller_identity;
 
-/// What both calls return.
+/// What the calls for a role return.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct AssumeRoleOutput {
