@@ -18,6 +18,8 @@
 //! At a rotation the new connection waits in Ready until the old one's body has ended at a fragment boundary: the service
 //! allows one PutMedia for a stream.
 
+mod deadlines;
+
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -337,16 +339,6 @@ enum Phase {
     Head,
     Streaming,
     Draining,
-}
-
-/// What a connection was waited for in vain.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Stall {
-    Connect,
-    Head,
-    Write,
-    Silence,
-    Unconfirmed,
 }
 
 #[derive(Debug)]
@@ -933,153 +925,6 @@ impl Session {
         } else {
             self.wait = Some(now.at + wait);
         }
-    }
-
-    // ---- deadlines ----
-
-    /// When the connection counts as dead, and why, unless something moves before.
-    fn due(&self, connection: &Connection) -> Option<(Instant, Stall)> {
-        let settings = &self.settings;
-        match connection.phase {
-            Phase::Opening => {
-                return Some((connection.since + settings.connect_timeout, Stall::Connect));
-            }
-            Phase::Ready => return None,
-            Phase::Head => return Some((connection.since + settings.head_timeout, Stall::Head)),
-            Phase::Streaming | Phase::Draining => {}
-        }
-        let held = connection
-            .held
-            .map(|held| (held + settings.progress_timeout, Stall::Write));
-        let silent = connection.in_flight.iter().filter_map(|fragment| {
-            let since = match (fragment.level, fragment.sent) {
-                (Level::Nothing, _) => fragment.begun,
-                (Level::Buffering, Some(sent)) => sent,
-                _ => return None,
-            };
-            let since = since.max(connection.last_ack);
-            // What waits behind others in the kernel cannot be acknowledged. That is no excuse for ever: a server may read
-            // on and acknowledge nothing.
-            let last = since + settings.confirm_timeout;
-            let moved = connection.moved.map_or(since, |moved| moved.max(since));
-            Some((moved + settings.progress_timeout).min(last))
-        });
-        let silent = silent.min().map(|due| (due, Stall::Silence));
-        let unconfirmed = connection
-            .in_flight
-            .iter()
-            .filter_map(|fragment| fragment.sent)
-            .min();
-        let unconfirmed =
-            unconfirmed.map(|sent| (sent + settings.confirm_timeout, Stall::Unconfirmed));
-        [held, silent, unconfirmed].into_iter().flatten().min()
-    }
-
-    /// When nothing but failures is enough.
-    fn out_of_patience(&self) -> Option<Instant> {
-        let since = self.failing_since.filter(|_| !self.ever.confirmed)?;
-        self.settings.patience.map(|patience| since + patience)
-    }
-
-    fn watch(&mut self, now: Now) {
-        if self.outcome.is_some() {
-            return;
-        }
-        let due = self.connections.iter().find_map(|connection| {
-            let (due, stall) = self.due(connection)?;
-            (now.at >= due).then_some((connection.id, stall))
-        });
-        if let Some((id, stall)) = due {
-            self.stalled(id, stall, now);
-        }
-        if self.out_of_patience().is_some_and(|at| now.at >= at)
-            && let Some(failure) = self.last_failure.clone()
-        {
-            return self.end(Outcome::GaveUp(failure));
-        }
-        let Some(until) = self.drain else { return };
-        let hopeless = self
-            .last_failure
-            .as_ref()
-            .filter(|failure| failure.kind.pace() == Pace::Slow);
-        match hopeless {
-            _ if now.done => self.end(Outcome::Done),
-            Some(failure) if !self.ever.confirmed => self.end(Outcome::GaveUp(failure.clone())),
-            _ if now.at >= until => self.end(Outcome::OutOfTime(Some(self.unfinished()))),
-            _ => {}
-        }
-    }
-
-    /// Why not everything is confirmed at the end: what failed last, or what is being waited for.
-    fn unfinished(&self) -> Failure {
-        if let Some(failure) = &self.last_failure {
-            return failure.clone();
-        }
-        let message = match (self.call, self.connections.first()) {
-            (Some(call), _) => format!("the time was over before {call:?} was answered"),
-            (None, Some(one)) if one.phase <= Phase::Head => {
-                "the time was over before the service had taken the connection".to_owned()
-            }
-            (None, Some(_)) => {
-                "the time was over before the service had confirmed everything".to_owned()
-            }
-            (None, None) => "the time was over before a connection could be opened".to_owned(),
-        };
-        Failure::new(FailureKind::Stalled, message)
-    }
-
-    fn stalled(&mut self, id: ConnectionId, stall: Stall, now: Now) {
-        if stall == Stall::Unconfirmed && self.learn_retention(id) {
-            return;
-        }
-        let settings = &self.settings;
-        let (what, time) = match stall {
-            Stall::Connect => ("no connection", settings.connect_timeout),
-            Stall::Head => ("no answer to PutMedia", settings.head_timeout),
-            Stall::Write => (
-                "the connection takes no more bytes",
-                settings.progress_timeout,
-            ),
-            Stall::Silence => ("no acknowledgement", settings.progress_timeout),
-            Stall::Unconfirmed => ("a fragment is not confirmed", settings.confirm_timeout),
-        };
-        self.actions.push_back(Action::Close(id));
-        let message = format!("{what} for {} s", time.as_secs_f32());
-        self.lost(id, Failure::new(FailureKind::Stalled, message), now);
-    }
-
-    /// Fragments that were RECEIVED and are never PERSISTED: the stream may retain nothing. Whether that is the answer,
-    /// because nobody else can tell.
-    fn learn_retention(&mut self, id: ConnectionId) -> bool {
-        let received =
-            |fragment: &InFlight| fragment.level == Level::Received && fragment.sent.is_some();
-        if !self
-            .connection(id)
-            .is_some_and(|connection| connection.in_flight.iter().any(received))
-        {
-            return false;
-        }
-        if self.ever.persisted || self.retains.is_some() {
-            // It may have been changed: DescribeStream tells.
-            self.stream = Stream::Unknown;
-            return false;
-        }
-        self.retains = Some(false);
-        self.note(Note::NothingRetained);
-        let mut done = Vec::new();
-        if let Some(connection) = self.connection(id) {
-            connection.in_flight.retain(|fragment| {
-                let keep = !received(fragment);
-                if !keep {
-                    done.push(fragment.timecode);
-                }
-                keep
-            });
-        }
-        for timecode in done {
-            self.confirmed(timecode);
-        }
-        true
     }
 
     // ---- what comes next ----
