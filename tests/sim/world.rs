@@ -163,7 +163,7 @@ pub struct World<'a> {
     last_confirm: Duration,
     /// Faults that have begun and may go on.
     struck: Vec<Fault>,
-    /// Whether the connection that the session closed last was dead.
+    /// Whether one of the connections that the session closed for the event at hand was dead.
     closed_dead: bool,
     /// Until when nobody can expect progress: the latest end of a fault, seen so far.
     trouble: Duration,
@@ -346,6 +346,7 @@ impl<'a> World<'a> {
             }
             let now = self.surroundings();
             self.session.handle(event, now);
+            self.closed_dead = false;
             while let Some(action) = self.session.next_action() {
                 if !matches!(action, Action::Note(_)) {
                     next = Some(Event::Tick);
@@ -485,7 +486,7 @@ impl<'a> World<'a> {
         }
         link.closed = true;
         link.body = None;
-        self.closed_dead = link.black;
+        self.closed_dead |= link.black;
         if orderly {
             // The kernel still delivers what it has, from memory of its own.
             for up in &mut link.queue {
