@@ -4,6 +4,7 @@
 //! network side, everything that needs a runtime, can be started anew on it.
 
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -65,6 +66,9 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// How long somebody may hold the ring's lock, at the very most: the copy of a large frame on a busy board.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How often a lost thread looks whether another has taken over.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// How capturing ended.
 #[derive(Debug, Clone)]
@@ -134,6 +138,8 @@ pub struct Course {
     options: Mutex<Option<aws::Options>>,
     /// Whether an overflow began, or ended, lately.
     repeats: Mutex<Repeats<bool>>,
+    /// Turns that the network side has taken.
+    turns: AtomicU32,
 }
 
 /// What a run is to its process.
@@ -194,7 +200,7 @@ impl Drop for Ending {
 const FAULT: &str = "capturing hit a fault of this program; please report it";
 
 impl Course {
-    /// A run that has not begun. Takes the ring's memory.
+    /// A run that has not begun, with an empty ring.
     ///
     /// # Errors
     /// When the CA file or the report's place is of no use.
@@ -227,6 +233,7 @@ impl Course {
             beside: Beside::default(),
             options: Mutex::default(),
             repeats: Mutex::default(),
+            turns: AtomicU32::new(0),
             config,
         })
     }
@@ -323,6 +330,20 @@ impl Course {
             }
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    /// Whether the network side, started anew, takes turns before `patience` is over.
+    pub fn comes_up(&self, patience: Duration) -> bool {
+        let before = self.turns.load(Ordering::Relaxed);
+        let until = self.clock.now() + patience;
+        while self.clock.now() < until {
+            std::thread::sleep(LOOK_EVERY);
+            // The first is taken before every lock was had once.
+            if self.turns.load(Ordering::Relaxed).wrapping_sub(before) > 1 {
+                return true;
+            }
+        }
+        false
     }
 
     fn policy(&self) -> Policy {
@@ -486,6 +507,7 @@ impl Course {
         let mut before = self.look();
         let (mut logged, mut written) = (before, before);
         loop {
+            self.turns.fetch_add(1, Ordering::Relaxed);
             let ends_at = {
                 let plan = lock(&self.plan);
                 plan.ends_at.filter(|_| plan.trigger.is_some())
@@ -603,9 +625,7 @@ impl Course {
             }
             Request::Resume => {
                 info!("uploading goes on, as somebody wants it");
-                let mut plan = lock(&self.plan);
-                plan.paused = false;
-                drop(plan);
+                lock(&self.plan).paused = false;
                 self.resume(desk);
                 json!({ "paused": false })
             }

@@ -9,6 +9,7 @@ use std::process;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::{self, Thread, ThreadId};
+use std::time::Duration;
 
 use tracing::error;
 
@@ -25,6 +26,10 @@ const NETWORK_STACK_BYTES: usize = 1024 * 1024;
 /// How many threads may be lost. What they held stays with them, a few hundred kilobytes each; and what goes wrong again
 /// and again is better started afresh.
 const MOST: u32 = 4;
+
+/// How long a fresh network side may take to come up: longer than the calls that it begins with. One that waits for a lock
+/// which the lost thread holds never does.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What to do once the run is over, on whichever thread: say how, and with which code to exit.
 pub type Conclude = fn(Result<Summary, Error>) -> Exit;
@@ -74,7 +79,12 @@ pub fn arm(
             }
         }
         match role {
-            Role::Network => go_on(Arc::clone(&course), conclude),
+            Role::Network => {
+                go_on(Arc::clone(&course), conclude);
+                if !course.comes_up(PATIENCE) {
+                    give_up("the network side does not come up again");
+                }
+            }
             Role::Capture => course.capture_again(openers()),
             Role::Put => course.put_is_lost(),
             Role::Other => {}

@@ -11,6 +11,7 @@ use kvs_producer_app::chain;
 use kvs_producer_app::local::Options;
 use kvs_producer_app::log;
 use kvs_producer_app::source::{self, Read, Source};
+use rustix::process::{Signal, getpid, kill_process};
 use serde_json::Value;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -55,10 +56,19 @@ impl<S: Subscriber> Layer<S> for Bomb {
     }
 }
 
-/// A camera that panics in the middle of a group of pictures.
+/// What a camera does in the middle of a group of pictures.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Trick {
+    Panic,
+    /// Ask the process to end.
+    Terminate,
+}
+
+/// A camera that does so once.
 struct Faulty {
     camera: FastCamera,
     read: usize,
+    trick: Trick,
 }
 
 impl Source for Faulty {
@@ -71,7 +81,13 @@ impl Source for Faulty {
     }
 
     fn read(&mut self) -> Result<Read<'_>, source::Error> {
-        assert!(self.read < BEFORE, "the fault that the test wants");
+        if self.read == BEFORE {
+            assert!(
+                self.trick == Trick::Terminate,
+                "the fault that the test wants"
+            );
+            kill_process(getpid(), Signal::TERM).expect("it runs");
+        }
         self.read += 1;
         self.camera.read()
     }
@@ -85,9 +101,11 @@ fn victim() {
     let bomb = Bomb {
         at: match kind.as_str() {
             "camera" | "file" => "nothing that is ever said",
+            // It is said while the plan is locked, and so stays locked.
+            "locked" => "stopping: sending what is left; once more ends at once",
             _ => "fragment persisted",
         },
-        spared: 1,
+        spared: usize::from(kind != "locked"),
         every: kind == "always",
         seen: AtomicUsize::new(0),
     };
@@ -106,13 +124,21 @@ fn victim() {
     let frames = if kind == "always" { 500 } else { 250 };
     let openers = move || {
         let first = openings.fetch_add(1, Ordering::Relaxed) == 0;
-        let fails = first && (kind == "camera" || kind == "file");
+        let trick = match kind.as_str() {
+            "camera" | "file" if first => Some(Trick::Panic),
+            "locked" => Some(Trick::Terminate),
+            _ => None,
+        };
         let open: Open = Box::new(move || {
             let camera = FastCamera::new(frames, Duration::from_millis(4));
-            if fails {
-                Ok(Box::new(Faulty { camera, read: 0 }))
-            } else {
-                Ok(Box::new(camera))
+            let read = 0;
+            match trick {
+                Some(trick) => Ok(Box::new(Faulty {
+                    camera,
+                    read,
+                    trick,
+                })),
+                None => Ok(Box::new(camera)),
             }
         });
         Ok(open)
@@ -152,7 +178,9 @@ async fn run(url: &str, kind: &str) -> Ended {
 
 fn start(url: &str, kind: &str, report: &Path) -> std::process::Output {
     let this = std::env::current_exe().expect("this test program");
-    Command::new(this)
+    Command::new("timeout")
+        .args(["-s", "KILL", "60"])
+        .arg(this)
         .args(["--exact", "--ignored", "--nocapture", "panics::victim"])
         .env(URL, url)
         .env(KIND, kind)
@@ -204,6 +232,19 @@ async fn a_panic_while_reading_what_is_no_camera_ends_the_media_there() {
     assert_whole(&endpoint.view().state(), BEFORE);
     let failure = ended.report["failure"].as_str().unwrap_or_default();
     assert!(failure.contains("a fault of this program"), "{failure}");
+}
+
+#[tokio::test]
+async fn a_fault_that_leaves_a_lock_behind_ends_the_program_and_does_not_hang_it() {
+    let endpoint = endpoint(Options::default()).await;
+    let ended = run(&endpoint.url(), "locked").await;
+    assert_eq!(
+        ended.status.code(),
+        Some(Exit::Internal as i32),
+        "{}",
+        ended.said
+    );
+    assert!(ended.said.contains("does not come up"), "{}", ended.said);
 }
 
 #[tokio::test]
