@@ -16,8 +16,9 @@ use kvs_producer_app::codes::Code;
 use kvs_producer_app::local::command;
 #[cfg(feature = "local")]
 use kvs_producer_app::log::Format;
+use kvs_producer_app::operate::doctor::{self, Check};
 use kvs_producer_app::operate::protocol::Put;
-use kvs_producer_app::operate::{create, doctor, put};
+use kvs_producer_app::operate::{create, put};
 use kvs_producer_app::ring::DropReason;
 use kvs_producer_app::source::v4l2::devices::{self, Device};
 use kvs_producer_app::source::v4l2::self_check;
@@ -175,13 +176,13 @@ fn examine(args: StreamArgs, channel: String, json: bool) -> Result<Exit, Failed
     // What goes wrong is said by the checks.
     config.log_level = config.log_level.min(Level::ERROR);
     kvs_producer_app::log::start(config.log_level, config.log_format);
-    let checks = doctor::run(&config, |check| {
+    let told = &mut |check: &Check| {
         if !json {
             // Whoever reads it may have seen enough.
             let _ = print(&format!("{check}\n"));
         }
-    });
-    let checks = app::block_on(checks).map_err(|error| Failed {
+    };
+    let checks = doctor::run(&config, told).map_err(|error| Failed {
         exit: error.exit(),
         message: chain(&error).to_string(),
     })?;
@@ -224,10 +225,7 @@ fn create(args: StreamArgs, channel: String, json: bool) -> Result<Exit, Failed>
         exit: error.exit(),
         message: format!("{} [{}]", chain(&error), error.code()),
     };
-    let created = app::block_on(create::run(&config, retention))
-        .map_err(create::Error::App)
-        .and_then(|created| created)
-        .map_err(failed)?;
+    let created = create::run(&config, retention).map_err(failed)?;
     print(&if json {
         format!("{}\n", created.json())
     } else {

@@ -135,7 +135,7 @@ impl Producer {
     pub fn create(self) -> Result<Stream, Error> {
         let config = self.config;
         if config.session.create {
-            app::block_on(create::run(&config, None))??;
+            create::run(&config, None)?;
         }
         let (frames, fed) = sync_channel(QUEUED_FRAMES);
         let (asks, asked) = Server::queue();

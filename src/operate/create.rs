@@ -86,7 +86,11 @@ pub struct Created {
 ///
 /// # Errors
 /// When there is none at the end.
-pub async fn run(config: &Config, retention: Option<u32>) -> Result<Created, Error> {
+pub fn run(config: &Config, retention: Option<u32>) -> Result<Created, Error> {
+    app::block_on(create(config, retention))?
+}
+
+async fn create(config: &Config, retention: Option<u32>) -> Result<Created, Error> {
     let tls = tls::client_config(config.ca_file.as_deref())?;
     let aws = Aws::load(config.aws.clone(), &tls, Clock).await?;
     let work = Work { aws, config };

@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 
 use super::client;
 use super::protocol::Request;
-use crate::app::{Config, Device, Exit};
+use crate::app::{self, Config, Device, Exit};
 use crate::clock::Clock;
 use crate::frame::Timecode;
 use crate::kvs::aws::Aws;
@@ -136,7 +136,14 @@ pub fn exit(checks: &[Check]) -> Exit {
 }
 
 /// Looks at everything; `told` hears of each check as it is done.
-pub async fn run(config: &Config, mut told: impl FnMut(&Check)) -> Vec<Check> {
+///
+/// # Errors
+/// When there is no runtime.
+pub fn run(config: &Config, told: &mut dyn FnMut(&Check)) -> Result<Vec<Check>, app::Error> {
+    app::block_on(look(config, told))
+}
+
+async fn look(config: &Config, told: &mut dyn FnMut(&Check)) -> Vec<Check> {
     let mut checks = Vec::new();
     let mut add = |check: Check| {
         told(&check);
@@ -223,7 +230,7 @@ fn source(config: &Config, runs: bool) -> Check {
 }
 
 /// Everything on the way to the service; what is in the way ends it.
-async fn service(config: &Config, runs: bool, add: &mut impl FnMut(Check)) -> Result<(), Check> {
+async fn service(config: &Config, runs: bool, add: &mut dyn FnMut(Check)) -> Result<(), Check> {
     let usage = |error: &dyn std::error::Error| {
         bad("settings", crate::chain(error).to_string(), "see --help")
     };
