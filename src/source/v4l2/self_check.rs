@@ -260,15 +260,15 @@ fn touch() -> Result<(), String> {
         Err(error) if words::is(&error, Errno::NOTTY) => {}
         // An emulator's word for a call that it does not pass on.
         Err(error) if words::is(&error, Errno::NOSYS) => {}
-        other => {
-            return Err(format!(
-                "/dev/null answers VIDIOC_QUERYCAP with {other:?}, not ENOTTY"
-            ));
+        Err(error) => {
+            return Err(format!("/dev/null answers VIDIOC_QUERYCAP with: {error}"));
         }
+        Ok(_) => return Err("/dev/null answers VIDIOC_QUERYCAP".to_owned()),
     }
     match on("/dev/null")?.wait(Duration::ZERO) {
         Ok(Readiness::Buffer) => {}
-        other => return Err(format!("poll of /dev/null says {other:?}")),
+        Ok(readiness) => return Err(format!("poll of /dev/null says {readiness:?}")),
+        Err(error) => return Err(format!("poll of /dev/null fails: {error}")),
     }
     match on("/dev/zero")?.map(0, LENGTH) {
         Ok(map) if map.len() == LENGTH as usize && map.iter().all(|byte| *byte == 0) => Ok(()),
