@@ -34,35 +34,31 @@ pub enum Error {
     },
 }
 
-/// The one client configuration for all connections: TLS 1.2 and 1.3 on ring, HTTP/1.1, Mozilla's roots compiled in (which
-/// have Amazon's), and those of `ca_file` beside them.
+/// The roots that AWS's endpoints chain to: the five that Amazon Trust Services names for trust stores of one's own
+/// (<https://www.amazontrust.com/repository>), and for the regions in China DigiCert's. A camera speaks to nobody else, and
+/// whom it need not trust cannot deceive it; all of Mozilla's would be 75 kB more.
+const ROOTS: &[u8] = include_bytes!("roots.pem");
+
+/// The one client configuration for all connections: TLS 1.2 and 1.3 on ring, HTTP/1.1, AWS's roots compiled in, and those
+/// of `ca_file` beside them.
 ///
 /// # Errors
 /// When `ca_file` is given and of no use.
 pub fn client_config(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, Error> {
-    let mut roots = RootCertStore {
-        roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
-    };
+    let mut roots = RootCertStore::empty();
+    add(&mut roots, CertificateDer::pem_slice_iter(ROOTS)).expect("they are roots");
     if let Some(path) = ca_file {
-        let unreadable = |error: pem::Error| Error::Read {
-            path: path.into(),
-            reason: match error {
-                pem::Error::Io(error) => error.to_string(),
-                other => other.to_string(),
-            },
-        };
-        let before = roots.len();
-        for certificate in CertificateDer::pem_file_iter(path).map_err(unreadable)? {
-            let certificate = certificate.map_err(unreadable)?;
-            roots
-                .add(certificate)
-                .map_err(|source| Error::Certificate {
+        let file = CertificateDer::pem_file_iter(path).map_err(|error| unreadable(path, error))?;
+        match add(&mut roots, file) {
+            Ok(0) => return Err(Error::Empty(path.into())),
+            Ok(_) => {}
+            Err(Unusable::Text(error)) => return Err(unreadable(path, error)),
+            Err(Unusable::Certificate(source)) => {
+                return Err(Error::Certificate {
                     path: path.into(),
                     source,
-                })?;
-        }
-        if roots.len() == before {
-            return Err(Error::Empty(path.into()));
+                });
+            }
         }
     }
     let mut config = ClientConfig::builder_with_provider(Arc::new(provider()))
@@ -72,6 +68,36 @@ pub fn client_config(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, Error>
         .with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
+}
+
+/// Why a certificate cannot be a root.
+#[derive(Debug)]
+enum Unusable {
+    Text(pem::Error),
+    Certificate(rustls::Error),
+}
+
+/// Adds certificates to `roots`, and says how many.
+fn add(
+    roots: &mut RootCertStore,
+    certificates: impl Iterator<Item = Result<CertificateDer<'static>, pem::Error>>,
+) -> Result<usize, Unusable> {
+    let before = roots.len();
+    for certificate in certificates {
+        let certificate = certificate.map_err(Unusable::Text)?;
+        roots.add(certificate).map_err(Unusable::Certificate)?;
+    }
+    Ok(roots.len() - before)
+}
+
+fn unreadable(path: &Path, error: pem::Error) -> Error {
+    Error::Read {
+        path: path.into(),
+        reason: match error {
+            pem::Error::Io(error) => error.to_string(),
+            other => other.to_string(),
+        },
+    }
 }
 
 /// ring without what no service's certificate has and no client needs, which is 50 kB of a camera's flash.
@@ -153,6 +179,18 @@ impl KeyProvider for NoKeys {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Mozilla's programme has not distrusted one of them, nor given it limits that would be missing here.
+    #[test]
+    fn every_built_in_root_is_mozillas_too() {
+        let mut roots = RootCertStore::empty();
+        let added = add(&mut roots, CertificateDer::pem_slice_iter(ROOTS)).expect("roots");
+        assert_eq!(added, 7);
+        for root in &roots.roots {
+            let theirs = webpki_roots::TLS_SERVER_ROOTS;
+            assert!(theirs.contains(root), "{:?}", root.subject);
+        }
+    }
 
     #[test]
     fn a_ca_file_of_no_use_is_named() {
