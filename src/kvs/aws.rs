@@ -7,7 +7,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_config::default_provider::credentials::DefaultCredentialsChain;
+use aws_config::environment::region::EnvironmentVariableRegionProvider;
+use aws_config::meta::region::RegionProviderChain;
+use aws_config::provider_config::ProviderConfig;
+use aws_config::{BehaviorVersion, Region, SdkConfig, imds, profile};
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, future};
@@ -156,24 +160,31 @@ impl Aws {
     pub async fn load(options: Options, tls: &ClientConfig, clock: Clock) -> Result<Self, Error> {
         let service_clock = ServiceClock::new(clock);
         let http = http_client(tls, service_clock.clone())?;
-        let mut loader = aws_config::defaults(BehaviorVersion::latest())
-            .http_client(http)
-            // What is known of the service's clock goes into the time; the SDK would correct it twice.
-            .time_source(ServiceTime(service_clock.clone()))
-            .disable_clock_skew_correction(true)
-            // The session tries again, and knows when not to.
-            .retry_config(RetryConfig::disabled());
-        if let Some(region) = &options.region {
-            loader = loader.region(Region::new(region.clone()));
-        }
-        if let Some(endpoint) = &options.endpoint {
-            loader = loader.endpoint_url(endpoint);
-        }
-        if let Some(credentials) = &options.credentials {
-            loader = loader.credentials_provider(credentials.clone());
-        }
-        let sdk: SdkConfig = loader.load().await;
-        let region = sdk.region().map_or(String::new(), Region::to_string);
+        // What is known of the service's clock goes into the time.
+        let time = ServiceTime(service_clock.clone());
+        let [fips, dual_stack] = ["AWS_USE_FIPS_ENDPOINT", "AWS_USE_DUALSTACK_ENDPOINT"]
+            .map(|name| named(name).map(|value| value.trim().eq_ignore_ascii_case("true")));
+        // For whoever has to ask for a region or for credentials.
+        let provider = ProviderConfig::default()
+            .with_http_client(http.clone())
+            .with_time_source(time.clone())
+            .with_retry_config(RetryConfig::disabled())
+            .with_use_fips(fips)
+            .with_use_dual_stack(dual_stack);
+        let region = RegionProviderChain::first_try(options.region.clone().map(Region::new))
+            .or_else(EnvironmentVariableRegionProvider::new())
+            .or_else(
+                profile::region::Builder::default()
+                    .configure(&provider)
+                    .build(),
+            )
+            .or_else(
+                imds::region::Builder::default()
+                    .configure(&provider)
+                    .build(),
+            );
+        let of_calls = region.region().await.ok_or(Error::NoRegion)?;
+        let region = of_calls.to_string();
         if region.is_empty() {
             return Err(Error::NoRegion);
         }
@@ -182,35 +193,57 @@ impl Aws {
         if !region.contains('-') || !region.chars().all(plain) {
             return Err(Error::BadRegion(region));
         }
-        let fixed = options.credentials.is_some();
-        let own = Source::own(&options.provider, tls, &service_clock).filter(|_| !fixed);
-        let source = match own {
-            Some(source) => source,
-            None => Source::Chain(sdk.credentials_provider().ok_or(Error::NoRegion)?),
+        let own = Source::own(&options.provider, tls, &service_clock);
+        let source = match (&options.credentials, own) {
+            (Some(fixed), _) => Source::Chain(SharedCredentialsProvider::new(fixed.clone())),
+            (None, Some(source)) => source,
+            (None, None) => {
+                let chain = DefaultCredentialsChain::builder()
+                    .configure(provider)
+                    .region(of_calls.clone());
+                Source::Chain(SharedCredentialsProvider::new(chain.build().await))
+            }
         };
         source.check()?;
         let keeper = Keeper::new(source, options.refresh, service_clock.clone(), clock);
         let keeper = Arc::new(keeper);
-        let config = aws_sdk_kinesisvideo::config::Builder::from(&sdk)
+        let mut sdk = SdkConfig::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .region(of_calls)
+            .http_client(http)
+            .time_source(time)
+            // It would correct what is right already.
+            .disable_clock_skew_correction(true)
+            // The session tries again, and knows when not to.
+            .retry_config(RetryConfig::disabled())
             .identity_cache(IdentityCache::no_cache())
-            .credentials_provider(Held(Arc::clone(&keeper)))
-            .build();
-        let held = SharedCredentialsProvider::new(Held(Arc::clone(&keeper)));
-        let sts = sdk.to_builder().credentials_provider(held).build();
-        let sts = aws_sdk_sts::Client::new(&sts);
+            .credentials_provider(SharedCredentialsProvider::new(Held(Arc::clone(&keeper))))
+            .use_fips(fips.unwrap_or(false))
+            .use_dual_stack(dual_stack.unwrap_or(false));
+        let all = named("AWS_ENDPOINT_URL");
         let endpoint = options
             .endpoint
             .clone()
-            .or_else(|| configured_endpoint(&sdk));
+            .or_else(|| named("AWS_ENDPOINT_URL_KINESIS_VIDEO"))
+            .or_else(|| all.clone());
         if let Some(endpoint) = &endpoint {
             check_endpoint(endpoint)?;
         }
+        let sts_endpoint = named("AWS_ENDPOINT_URL_STS")
+            .or(all)
+            .or_else(|| options.endpoint.clone());
+        sdk.set_endpoint_url(sts_endpoint);
+        let sdk = sdk.build();
+        let sts = aws_sdk_sts::Client::new(&sdk);
+        let mut config = aws_sdk_kinesisvideo::config::Builder::from(&sdk);
+        config.set_endpoint_url(endpoint.clone());
+        let client = Client::from_conf(config.build());
         let place = endpoint.unwrap_or_else(|| format!("region {region}"));
         Ok(Self {
             options,
             region,
             place,
-            client: Client::from_conf(config),
+            client,
             sts,
             keeper,
             clock: service_clock,
@@ -491,11 +524,11 @@ impl Aws {
     }
 }
 
-fn configured_endpoint(sdk: &SdkConfig) -> Option<String> {
-    let of_service = std::env::var("AWS_ENDPOINT_URL_KINESIS_VIDEO").ok();
-    of_service
-        .filter(|url| !url.is_empty())
-        .or_else(|| sdk.endpoint_url().map(str::to_owned))
+/// What the environment says, if anything.
+fn named(variable: &str) -> Option<String> {
+    std::env::var(variable)
+        .ok()
+        .filter(|value| !value.is_empty())
 }
 
 fn check_endpoint(endpoint: &str) -> Result<(), Error> {
