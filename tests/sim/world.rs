@@ -999,12 +999,14 @@ impl<'a> World<'a> {
             }
             Trouble::BlackHole { linger_ms } => {
                 let ids: Vec<_> = self.links.keys().copied().collect();
+                // What is on its way arrives before the service sees that nothing more comes.
+                let forgotten = ms((fault.lasting_ms + linger_ms).max(self.plan.latency_ms));
                 for id in ids {
                     let link = self.links.get_mut(&id).expect("just listed");
                     if !link.black {
                         link.black = true;
                         link.dead_since = Some(self.now);
-                        self.forget(id, ms(fault.lasting_ms + linger_ms));
+                        self.forget(id, forgotten);
                     }
                 }
             }
@@ -1117,7 +1119,13 @@ impl<'a> World<'a> {
         }
         let fragment = ms(self.camera.longest_gop_ms.min(19_000) + 1000 + self.plan.interval_ms);
         let settings = self.plan.settings();
-        let bound = fragment + settings.progress_timeout.mul_f64(1.25) + ms(100);
+        // A camera that waits for room may be unable to end its fragment, until an earlier one that is not confirmed tells.
+        let full = if self.plan.waits {
+            settings.confirm_timeout
+        } else {
+            Duration::ZERO
+        };
+        let bound = fragment + full + settings.progress_timeout.mul_f64(1.25) + ms(100);
         for (id, link) in self.youngest() {
             let carries = link.body.is_some() && !link.closed;
             if let Some(since) = link.dead_since.filter(|_| carries)
