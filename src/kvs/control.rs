@@ -469,7 +469,9 @@ impl Control {
             Note::Creating => info!("the stream is not there: creating it"),
             Note::WaitingForActive => info!("waiting until the stream is ACTIVE"),
             Note::DescribeNotPermitted => {
-                info!("DescribeStream is not permitted: the stream is taken for ACTIVE");
+                info!(
+                    "DescribeStream is not permitted: the stream is taken for one that takes media"
+                );
             }
             Note::NothingRetained => {
                 info!(

@@ -2,10 +2,16 @@
 //! wait; control does it.
 //!
 //! ```text
-//!   Credentials -> Describe -> (Create -> wait until ACTIVE) -> (Tag) -> Endpoint -> Open -> Start -> .. ACKs .. -> done
-//!       ^                                                                   |           |
-//!       '---------------------- wait (backoff) <----------------------------'-----------'
+//!   Credentials -> Endpoint -> (Tag) -> Open -> Start -> .. ACKs .. -> done
+//!       ^            |   ^               |        |
+//!       |            v   |               |        |
+//!       |      (Create -> Describe)      |        |
+//!       '------- wait (backoff) <--------'--------'
 //! ```
+//!
+//! Whoever has a data endpoint has all that streaming needs. DescribeStream is asked until a stream that is created is ACTIVE,
+//! when a failure says that the stream is gone or not ACTIVE, and, beside a connection that goes on meanwhile, when a fragment
+//! is RECEIVED and not PERSISTED: the stream may be one that retains nothing.
 //!
 //! What is known (credentials, that the stream is ACTIVE, its endpoint) is kept until a failure casts doubt on it; the next step
 //! is always the first that is missing. Connections have a life of their own:
@@ -56,7 +62,8 @@ pub struct Settings {
     pub progress_timeout: Duration,
     /// For a fragment that was sent whole to be confirmed.
     pub confirm_timeout: Duration,
-    /// Between two looks at a stream that is being created.
+    /// Between two looks at a stream that is being created; and how long a fragment may be RECEIVED and not PERSISTED before
+    /// the stream is looked at.
     pub poll: Duration,
     /// For a stream that is being created to be ACTIVE.
     pub active_timeout: Duration,
@@ -279,7 +286,7 @@ pub enum Note {
     Creating,
     /// The stream is there but not ACTIVE yet.
     WaitingForActive,
-    /// DescribeStream is not permitted: the stream is taken for ACTIVE.
+    /// DescribeStream is not permitted: the stream is taken for one that takes media.
     DescribeNotPermitted,
     /// Fragments are RECEIVED and never PERSISTED: the stream is taken for one that retains nothing.
     NothingRetained,
@@ -306,6 +313,9 @@ pub enum Outcome {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stream {
+    /// Nobody has said anything: it is taken for there.
+    Presumed,
+    /// DescribeStream has to tell.
     Unknown,
     Missing,
     /// Being created, since when and when to look again.
@@ -314,6 +324,19 @@ enum Stream {
         look: Instant,
     },
     Active,
+}
+
+/// What DescribeStream says that the stream retains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Retention {
+    /// It was not asked, or has not answered.
+    Unsaid,
+    /// It is not permitted.
+    Forbidden,
+    /// What is sent: it is PERSISTED.
+    Media,
+    /// Nothing: RECEIVED is enough.
+    Nothing,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -330,6 +353,15 @@ struct InFlight {
     begun: Instant,
     sent: Option<Instant>,
     level: Level,
+    /// When it came to that.
+    since: Instant,
+}
+
+impl InFlight {
+    /// Whether the service has all of it, and has not said that it is stored.
+    fn is_received(&self) -> bool {
+        self.level == Level::Received && self.sent.is_some()
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -384,10 +416,14 @@ pub struct Session {
     settings: Settings,
     credentials: Option<Granted>,
     stream: Stream,
-    /// Whether fragments are ever PERSISTED; `None` while nobody could say, which counts as yes.
-    retains: Option<bool>,
+    retention: Retention,
+    /// DescribeStream is under way, whoever waits for it.
+    describing: bool,
+    /// It failed beside a connection, and is not asked again before.
+    look_after: Option<Instant>,
     tagged: bool,
     endpoint: Option<(String, Instant)>,
+    /// Any other call that is under way.
     call: Option<Call>,
     connections: Vec<Connection>,
     next_connection: u64,
@@ -410,8 +446,10 @@ impl Session {
         Self {
             settings,
             credentials: None,
-            stream: Stream::Unknown,
-            retains: None,
+            stream: Stream::Presumed,
+            retention: Retention::Unsaid,
+            describing: false,
+            look_after: None,
             tagged: false,
             endpoint: None,
             call: None,
@@ -458,6 +496,7 @@ impl Session {
                         begun: now.at,
                         sent: None,
                         level: Level::Nothing,
+                        since: now.at,
                     };
                     connection.in_flight.push_back(in_flight);
                 }
@@ -496,6 +535,9 @@ impl Session {
         self.watch(now);
         self.advance(now);
         self.start_ready(now);
+        if self.look_beside().is_some_and(|at| now.at >= at) {
+            self.describe();
+        }
     }
 
     /// The next thing to do, oldest first.
@@ -509,7 +551,7 @@ impl Session {
             return None;
         }
         // While a call or a connection is under way it brings the next event; a pause ends by an event.
-        let free = self.call.is_none() && !self.preparing() && !self.paused;
+        let free = self.awaited().is_none() && !self.preparing() && !self.paused;
         let look = match self.stream {
             Stream::Pending { look, .. } => Some(look),
             _ => None,
@@ -528,7 +570,8 @@ impl Session {
             .connections
             .iter()
             .filter_map(|connection| self.due(connection).map(|(due, _)| due));
-        [next_step, self.drain, self.out_of_patience()]
+        let beside = self.look_beside();
+        [next_step, beside, self.drain, self.out_of_patience()]
             .into_iter()
             .flatten()
             .chain(dues)
@@ -541,7 +584,7 @@ impl Session {
             && !self.paused
             && self.call.is_none()
             && self.wait.is_none()
-            && matches!(self.stream, Stream::Active | Stream::Missing)
+            && (self.is_there() || self.stream == Stream::Missing)
             && self.carrier().is_none()
             && !self.preparing()
     }
@@ -580,13 +623,12 @@ impl Session {
     // ---- what happened ----
 
     fn replied(&mut self, call: Call, reply: Result<Reply, Failure>, now: Now) {
-        if self.call != Some(call) {
+        let expected = match call {
+            Call::Describe => std::mem::take(&mut self.describing),
+            _ => self.call.take_if(|under_way| *under_way == call).is_some(),
+        };
+        if !expected {
             return;
-        }
-        self.call = None;
-        if matches!(reply, Ok(Reply::Described { .. })) {
-            // The service is there; how long a stream takes to be ACTIVE is its own.
-            self.failing_since = None;
         }
         match reply {
             Ok(Reply::Credentials(Some(until))) if until <= now.at => {
@@ -606,8 +648,16 @@ impl Session {
                 deleting,
                 retention_hours,
             }) => {
-                self.retains = Some(retention_hours > 0);
-                if deleting {
+                // The service is there; how long a stream takes to be ACTIVE is its own.
+                self.failing_since = None;
+                if retention_hours > 0 {
+                    self.retention = Retention::Media;
+                } else {
+                    self.take_received_for_enough();
+                }
+                if self.is_there() {
+                    // It was asked beside a connection, which tells by itself what else there is to know.
+                } else if deleting {
                     let message = "the stream is being deleted: wait until it is gone, or stream to another name";
                     self.fail(Failure::new(FailureKind::NotActive, message), now);
                 } else if active {
@@ -618,7 +668,13 @@ impl Session {
             }
             Ok(Reply::Created) => self.await_active(now),
             Ok(Reply::Tagged) => self.tagged = true,
-            Ok(Reply::Endpoint(url)) => self.endpoint = Some((url, now.at)),
+            Ok(Reply::Endpoint(url)) => {
+                if self.stream == Stream::Presumed {
+                    self.stream = Stream::Active;
+                    self.failing_since = None;
+                }
+                self.endpoint = Some((url, now.at));
+            }
             Err(failure) => self.call_failed(call, failure, now),
         }
     }
@@ -635,24 +691,20 @@ impl Session {
                 }
                 self.note(Note::Failed(failure, LEAST_CREDENTIAL_USE));
             }
-            (Call::Describe, FailureKind::NotFound) if self.settings.create => {
-                self.stream = Stream::Missing;
-            }
-            (Call::Describe, FailureKind::NotFound) => {
-                let advice = "create it, or leave out --no-create";
-                let failure = Failure {
-                    kind: FailureKind::Invalid,
-                    message: format!("{}; {advice}", failure.message),
-                    ..failure
-                };
-                self.fail(failure, now);
-            }
             // GetDataEndpoint and PutMedia are all that ingest needs.
             (Call::Describe, FailureKind::NotPermitted) => {
                 self.stream = Stream::Active;
                 // Where nothing was ever PERSISTED and RECEIVED is all that came, nothing is retained.
-                self.retains = None;
+                self.retention = Retention::Forbidden;
                 self.note(Note::DescribeNotPermitted);
+            }
+            (Call::Describe, _) if self.is_there() => {
+                self.look_after = Some(now.at + self.settings.poll);
+                self.note(Note::Failed(failure, self.settings.poll));
+            }
+            (Call::Describe, FailureKind::NotFound) => self.missing(failure, now),
+            (Call::Endpoint, FailureKind::NotFound) if self.stream == Stream::Presumed => {
+                self.missing(failure, now);
             }
             (Call::Create, FailureKind::NotActive) => self.stream = Stream::Unknown,
             // Media matters more than tags.
@@ -662,6 +714,18 @@ impl Session {
             }
             _ => self.fail(failure, now),
         }
+    }
+
+    fn missing(&mut self, mut failure: Failure, now: Now) {
+        if self.settings.create {
+            self.stream = Stream::Missing;
+            return;
+        }
+        failure.kind = FailureKind::Invalid;
+        failure
+            .message
+            .push_str("; create it, or leave out --no-create");
+        self.fail(failure, now);
     }
 
     /// A rotation for the credentials' sake is of no use where no better ones are to be had: what the service has taken goes
@@ -775,8 +839,8 @@ impl Session {
         }
         if what == Reset::All {
             self.actions.push_back(Action::Discard);
-            self.stream = Stream::Unknown;
-            self.retains = None;
+            self.stream = Stream::Presumed;
+            self.retention = Retention::Unsaid;
             self.tagged = false;
             self.endpoint = None;
         }
@@ -787,7 +851,7 @@ impl Session {
     }
 
     fn acknowledged(&mut self, id: ConnectionId, ack: Ack, now: Now) {
-        let retains = self.retains.unwrap_or(true);
+        let retains = self.retention != Retention::Nothing;
         let Some(connection) = self.connection(id) else {
             return;
         };
@@ -817,7 +881,27 @@ impl Session {
             self.confirmed(timecode);
         } else {
             let fragment = &mut connection.in_flight[index];
-            fragment.level = fragment.level.max(level);
+            if level > fragment.level {
+                (fragment.level, fragment.since) = (level, now.at);
+            }
+        }
+    }
+
+    /// Nothing is retained: nothing more will be heard of what was RECEIVED.
+    fn take_received_for_enough(&mut self) {
+        self.retention = Retention::Nothing;
+        let mut done = Vec::new();
+        for connection in &mut self.connections {
+            connection.in_flight.retain(|fragment| {
+                let received = fragment.is_received();
+                if received {
+                    done.push(fragment.timecode);
+                }
+                !received
+            });
+        }
+        for timecode in done {
+            self.confirmed(timecode);
         }
     }
 
@@ -870,6 +954,10 @@ impl Session {
             return;
         };
         let lost = self.connections.remove(index);
+        // Where nothing is retained RECEIVED was the last word, and the answer has ended as it should.
+        if self.wonders() && lost.in_flight.iter().any(InFlight::is_received) {
+            self.describe();
+        }
         match lost.phase {
             // The answer ends after the last acknowledgement.
             Phase::Draining if lost.in_flight.is_empty() => return,
@@ -896,9 +984,12 @@ impl Session {
         if kind.wants_endpoint() {
             self.endpoint = None;
         }
-        // As long as nobody could say what is retained, waiting for PERSISTED may be what fails.
-        if kind.wants_describe() || (self.stream == Stream::Active && self.retains.is_none()) {
+        if kind.wants_describe() {
             self.stream = Stream::Unknown;
+        }
+        if self.retention == Retention::Forbidden {
+            // By now it may be permitted.
+            self.retention = Retention::Unsaid;
         }
         let used = |granted: Granted| now.at.duration_since(granted.since) >= LEAST_CREDENTIAL_USE;
         // Those that came just now are not cured by asking again.
@@ -950,19 +1041,16 @@ impl Session {
             return self.call(Call::Credentials);
         }
         match self.stream {
-            Stream::Unknown => return self.call(Call::Describe),
+            Stream::Unknown => return self.describe(),
             // The media says what type it is created with.
             Stream::Missing if !now.unsent => return,
             Stream::Missing => {
                 self.note(Note::Creating);
                 return self.call(Call::Create);
             }
-            Stream::Pending { look, .. } if now.at >= look => return self.call(Call::Describe),
+            Stream::Pending { look, .. } if now.at >= look => return self.describe(),
             Stream::Pending { .. } => return,
-            Stream::Active => {}
-        }
-        if self.settings.tag && !self.tagged {
-            return self.call(Call::Tag);
+            Stream::Presumed | Stream::Active => {}
         }
         let age = self.settings.endpoint_age;
         let fresh = self
@@ -972,6 +1060,9 @@ impl Session {
         let Some((url, _)) = fresh.cloned() else {
             return self.call(Call::Endpoint);
         };
+        if self.settings.tag && !self.tagged {
+            return self.call(Call::Tag);
+        }
         // Nothing to send yet: an idle PutMedia would be closed by the service.
         if self.carrier().is_none() && !now.unsent {
             return;
@@ -1000,6 +1091,39 @@ impl Session {
     fn call(&mut self, call: Call) {
         self.call = Some(call);
         self.actions.push_back(Action::Call(call));
+    }
+
+    fn describe(&mut self) {
+        if !std::mem::replace(&mut self.describing, true) {
+            self.actions.push_back(Action::Call(Call::Describe));
+        }
+    }
+
+    /// When to look what is retained, beside a connection: a fragment is RECEIVED and nothing was ever PERSISTED.
+    fn look_beside(&self) -> Option<Instant> {
+        if !self.wonders() || self.describing || !self.is_there() {
+            return None;
+        }
+        let in_flight = self.connections.iter().flat_map(|one| &one.in_flight);
+        let received = in_flight.filter(|fragment| fragment.is_received());
+        let since = received.map(|fragment| fragment.since).min()?;
+        Some(since + self.settings.poll).max(self.look_after)
+    }
+
+    /// Whether nobody has said, and nothing has shown, that anything is retained.
+    fn wonders(&self) -> bool {
+        self.retention == Retention::Unsaid && !self.ever.persisted
+    }
+
+    /// The call that the next step waits for.
+    fn awaited(&self) -> Option<Call> {
+        let describing = self.describing && !self.is_there();
+        self.call.or(describing.then_some(Call::Describe))
+    }
+
+    /// Whether the stream takes media, as far as is known.
+    fn is_there(&self) -> bool {
+        matches!(self.stream, Stream::Presumed | Stream::Active)
     }
 
     fn open(&mut self, url: String, now: Now) {

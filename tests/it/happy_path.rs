@@ -37,12 +37,28 @@ async fn every_frame_is_persisted_once_in_order_with_its_time() {
     assert_eq!(summary.report.connections, 1);
     assert_eq!(state.connections[0].closed, Some(Closed::Completed));
     for (call, times) in [
-        ("DescribeStream", 2),
+        ("DescribeStream", 1),
         ("CreateStream", 1),
-        ("GetDataEndpoint", 1),
+        ("GetDataEndpoint", 2),
         ("PutMedia", 1),
     ] {
         assert_eq!(state.count(call), times, "{call}");
+    }
+}
+
+#[tokio::test]
+async fn to_a_stream_that_is_there_the_data_endpoint_is_all_that_is_asked_for() {
+    let endpoint = endpoint(Options::default()).await;
+    let mut config = config(&endpoint.url());
+    config.session.poll = Duration::from_secs(1);
+    let view = endpoint.view();
+    let calls = || view.state().calls.values().sum::<u64>();
+    for expected in [5, 2] {
+        let before = calls();
+        let camera = FastCamera::new(100, Duration::from_millis(1));
+        let summary = stream(config.clone(), camera).await.expect("a run");
+        assert_eq!(summary.exit, Exit::Persisted, "{}", summary.report);
+        assert_eq!(calls() - before, expected);
     }
 }
 
@@ -89,13 +105,17 @@ async fn tags_and_retention_reach_the_stream_that_is_created() {
     config.aws.tags = vec![("site".into(), "gate-3".into())];
     config.session.tag = true;
     config.aws.retention_hours = 0;
-    let summary = stream(config, FastCamera::new(100, Duration::from_millis(1)))
-        .await
-        .expect("a run");
-    // Nothing is ever PERSISTED where nothing is retained: RECEIVED is all there is.
-    assert_eq!(summary.exit, Exit::Persisted, "{}", summary.report);
     let view = endpoint.view();
-    assert_eq!(view.state().count("TagStream"), 1);
-    assert_eq!(view.state().persisted(STREAM).count(), 0);
-    assert_eq!(summary.report.counts.fragments_persisted, 2);
+    // The second time it is there, and what it retains is learnt while media flows.
+    for tagged in [1, 2] {
+        let camera = FastCamera::new(100, Duration::from_millis(1));
+        let summary = stream(config.clone(), camera).await.expect("a run");
+        // Nothing is ever PERSISTED where nothing is retained: RECEIVED is all there is.
+        assert_eq!(summary.exit, Exit::Persisted, "{}", summary.report);
+        assert_eq!(view.state().count("TagStream"), tagged);
+        assert_eq!(view.state().count("DescribeStream"), tagged);
+        assert_eq!(view.state().persisted(STREAM).count(), 0);
+        let counts = summary.report.counts;
+        assert_eq!((counts.fragments_persisted, counts.resent.frames), (2, 0));
+    }
 }

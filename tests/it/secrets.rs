@@ -178,7 +178,7 @@ async fn no_output_has_a_secret_or_a_signature() {
             name: "a refusal that tells what was signed",
             scenario: Scenario::of([
                 (
-                    Trigger::call("DescribeStream", Nth::Only(1)),
+                    Trigger::call("GetDataEndpoint", Nth::Only(1)),
                     verbose_refusal(),
                 ),
                 (Trigger::call("PutMedia", Nth::Each), verbose_refusal()),

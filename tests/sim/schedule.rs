@@ -339,6 +339,12 @@ impl Schedule {
         }
     }
 
+    /// Whether nothing ever happens that only DescribeStream tells about.
+    pub fn needs_no_look(&self) -> bool {
+        let soon_persisted = self.retention_hours > 0 && self.persist_ms < 1000;
+        self.stream_exists && soon_persisted && self.faults.is_empty()
+    }
+
     /// Schedules that are a little smaller, the boldest first.
     pub fn smaller(&self) -> Vec<Self> {
         let mut all = Vec::new();

@@ -150,7 +150,8 @@ pub struct World<'a> {
     sender: mpsc::UnboundedSender<Event>,
     events: mpsc::UnboundedReceiver<Event>,
     links: BTreeMap<ConnectionId, Link>,
-    calling: Option<Call>,
+    /// Under way: DescribeStream, and any one other.
+    calling: Vec<Call>,
     service: Service,
     camera: Camera,
     wall_ms: i64,
@@ -209,7 +210,7 @@ impl<'a> World<'a> {
             sender,
             events,
             links: BTreeMap::new(),
-            calling: None,
+            calling: Vec::new(),
             service: Service::new(plan),
             camera: Camera::new(plan),
             wall_ms: plan.wall_ms,
@@ -401,8 +402,16 @@ impl<'a> World<'a> {
     }
 
     fn call(&mut self, call: Call) -> Checked {
-        if let Some(other) = self.calling.replace(call) {
-            return Err(format!("{call:?} is called while {other:?} is under way"));
+        let beside = |other: &Call| (*other == Call::Describe) != (call == Call::Describe);
+        if !self.calling.iter().all(beside) {
+            let under_way = &self.calling;
+            return Err(format!(
+                "{call:?} is called while {under_way:?} are under way"
+            ));
+        }
+        self.calling.push(call);
+        if call == Call::Describe && self.plan.needs_no_look() {
+            return Err("a stream is looked at where the data endpoint is enough".into());
         }
         let latency = ms(2 * self.plan.latency_ms + self.rng.u64(1..60));
         let after = if self.is(|trouble| matches!(trouble, Trouble::BlackHole { .. })) {
@@ -862,10 +871,7 @@ impl<'a> World<'a> {
         match what {
             What::Shoot => return self.shoot(),
             What::Called(call) => {
-                if self.calling != Some(call) {
-                    return Err(format!("{call:?} was replaced by {:?}", self.calling));
-                }
-                self.calling = None;
+                self.calling.retain(|&other| other != call);
                 let reply = self.reply(call);
                 return self.settle(Event::Replied(call, reply));
             }

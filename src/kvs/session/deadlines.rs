@@ -2,7 +2,9 @@
 
 use std::time::Instant;
 
-use super::{Action, Connection, InFlight, Level, Note, Now, Outcome, Phase, Session, Stream};
+use super::{
+    Action, Connection, InFlight, Level, Note, Now, Outcome, Phase, Retention, Session, Stream,
+};
 use crate::kvs::failure::{Failure, FailureKind, Pace};
 use crate::ring::ConnectionId;
 
@@ -95,7 +97,7 @@ impl Session {
         if let Some(failure) = &self.last_failure {
             return failure.clone();
         }
-        let message = match (self.call, self.connections.first()) {
+        let message = match (self.awaited(), self.connections.first()) {
             (Some(call), _) => format!("the time was over before {call:?} was answered"),
             (None, Some(one)) if one.phase <= Phase::Head => {
                 "the time was over before the service had taken the connection".to_owned()
@@ -131,34 +133,19 @@ impl Session {
     /// Fragments that were RECEIVED and are never PERSISTED: the stream may retain nothing. Whether that is the answer,
     /// because nobody else can tell.
     fn learn_retention(&mut self, id: ConnectionId) -> bool {
-        let received =
-            |fragment: &InFlight| fragment.level == Level::Received && fragment.sent.is_some();
-        if !self
+        let received = self
             .connection(id)
-            .is_some_and(|connection| connection.in_flight.iter().any(received))
-        {
+            .is_some_and(|connection| connection.in_flight.iter().any(InFlight::is_received));
+        if !received {
             return false;
         }
-        if self.ever.persisted || self.retains.is_some() {
-            // It may have been changed: DescribeStream tells.
+        if self.ever.persisted || self.retention != Retention::Forbidden {
+            // It may have been changed, or nobody has answered so far: DescribeStream tells.
             self.stream = Stream::Unknown;
             return false;
         }
-        self.retains = Some(false);
         self.note(Note::NothingRetained);
-        let mut done = Vec::new();
-        if let Some(connection) = self.connection(id) {
-            connection.in_flight.retain(|fragment| {
-                let keep = !received(fragment);
-                if !keep {
-                    done.push(fragment.timecode);
-                }
-                keep
-            });
-        }
-        for timecode in done {
-            self.confirmed(timecode);
-        }
+        self.take_received_for_enough();
         true
     }
 }

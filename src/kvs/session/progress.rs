@@ -20,14 +20,6 @@ impl Streaming {
         };
         let replies = [
             (Call::Credentials, Reply::Credentials(None)),
-            (
-                Call::Describe,
-                Reply::Described {
-                    active: true,
-                    deleting: false,
-                    retention_hours: 1,
-                },
-            ),
             (Call::Endpoint, Reply::Endpoint("http://there".into())),
         ];
         streaming.after(0, Event::Tick);

@@ -70,9 +70,7 @@ impl Bench {
         let until = credentials.map(|life| bench.now.at + life);
         assert_eq!(bench.tell(Event::Tick), [Action::Call(Call::Credentials)]);
         let next = bench.reply(Call::Credentials, Reply::Credentials(until));
-        assert_eq!(next, [Action::Call(Call::Describe)]);
-        let next = bench.reply(Call::Describe, described(true));
-        assert_eq!(next, [Action::Call(Call::Endpoint)]);
+        assert_eq!(next, [Action::Call(Call::Endpoint)], "nothing else");
         let next = bench.reply(Call::Endpoint, Reply::Endpoint("https://one".into()));
         assert_eq!(next, [Action::Open(C0, "https://one".into())]);
         assert_eq!(bench.tell(Event::Opened(C0)), [Action::Start(C0)]);
@@ -188,7 +186,7 @@ fn a_missing_stream_is_created_once_there_is_media_and_waited_for() {
     bench.now.unsent = false;
     bench.tell(Event::Tick);
     bench.reply(Call::Credentials, Reply::Credentials(None));
-    assert_eq!(bench.fails(Call::Describe, FailureKind::NotFound), []);
+    assert_eq!(bench.fails(Call::Endpoint, FailureKind::NotFound), []);
     assert!(
         bench.session.awaits_media(),
         "the media says what to create"
@@ -207,10 +205,12 @@ fn a_missing_stream_is_created_once_there_is_media_and_waited_for() {
     }
     assert_eq!(bench.wait(1.0), [Action::Call(Call::Describe)]);
     let next = bench.reply(Call::Describe, described(true));
+    assert_eq!(next, [Action::Call(Call::Endpoint)]);
+    let next = bench.reply(Call::Endpoint, Reply::Endpoint("https://one".into()));
     assert_eq!(next, [Action::Call(Call::Tag)]);
     // Media matters more than tags.
     let next = bench.fails(Call::Tag, FailureKind::NotPermitted);
-    assert_eq!(next, [Action::Call(Call::Endpoint)]);
+    assert_eq!(next, [Action::Open(C0, "https://one".into())]);
 }
 
 #[test]
@@ -223,7 +223,7 @@ fn a_missing_stream_that_must_not_be_created_ends_a_file_and_not_a_camera() {
         });
         bench.tell(Event::Tick);
         bench.reply(Call::Credentials, Reply::Credentials(None));
-        assert_eq!(bench.fails(Call::Describe, FailureKind::NotFound), []);
+        assert_eq!(bench.fails(Call::Endpoint, FailureKind::NotFound), []);
         let gave_up = matches!(
             bench.session.outcome(),
             Some(Outcome::GaveUp(failure)) if failure.message.contains("--no-create")
@@ -231,31 +231,148 @@ fn a_missing_stream_that_must_not_be_created_ends_a_file_and_not_a_camera() {
         assert_eq!(gave_up, give_up);
         if !give_up {
             assert_eq!(bench.last_wait(), seconds(30.0), "slowly");
-            assert_eq!(bench.wait(30.0), [Action::Call(Call::Describe)]);
+            assert_eq!(bench.wait(30.0), [Action::Call(Call::Endpoint)]);
         }
     }
 }
 
 #[test]
-fn a_stream_that_may_not_be_described_is_taken_for_active_until_something_fails() {
-    let mut bench = Bench::new(settings());
-    bench.tell(Event::Tick);
-    bench.reply(Call::Credentials, Reply::Credentials(None));
-    let next = bench.fails(Call::Describe, FailureKind::NotPermitted);
-    assert_eq!(next, [Action::Call(Call::Endpoint)]);
+fn a_stream_of_which_anything_was_persisted_is_never_looked_at() {
+    let mut bench = Bench::streaming(settings(), None);
+    bench.send(C0, 100);
+    bench.ack(C0, AckKind::Received, 100);
+    assert_eq!(bench.wait(0.9), []);
+    bench.ack(C0, AckKind::Persisted, 100);
+    bench.send(C0, 200);
+    bench.ack(C0, AckKind::Received, 200);
+    assert_eq!(bench.wait(19.9), [], "neither for what is late");
+}
+
+#[test]
+fn what_is_retained_is_asked_for_beside_a_connection_that_goes_on() {
+    let mut bench = Bench::streaming(settings(), None);
+    bench.send(C0, 100);
+    bench.send(C0, 200);
+    assert_eq!(bench.wait(3.0), [], "a slow link is no reason to ask");
+    bench.ack(C0, AckKind::Received, 100);
+    assert_eq!(bench.wait(0.9), []);
+    bench.ack(C0, AckKind::Received, 200);
+    assert_eq!(bench.wait(0.1), [Action::Call(Call::Describe)]);
+    bench.begin(C0, 300);
+    let reply = Reply::Described {
+        active: false,
+        deleting: true,
+        retention_hours: 0,
+    };
+    let confirm = |timecode| Action::Confirm(Timecode(timecode));
+    let next = bench.reply(Call::Describe, reply);
+    assert_eq!(next, [confirm(100), confirm(200)], "and nothing else");
+    assert_eq!(bench.tell(Event::Sent(C0, Timecode(300))), []);
+    assert_eq!(bench.ack(C0, AckKind::Received, 300), [confirm(300)]);
+    assert!(bench.session.is_streaming());
+}
+
+#[test]
+fn a_look_beside_a_connection_that_fails_harms_nothing_and_is_taken_again() {
+    let mut bench = Bench::streaming(settings(), None);
+    bench.send(C0, 100);
+    bench.ack(C0, AckKind::Received, 100);
+    for kind in [
+        FailureKind::Throttled,
+        FailureKind::Network,
+        FailureKind::BadCredentials,
+        FailureKind::NotFound,
+    ] {
+        assert_eq!(bench.wait(1.0), [Action::Call(Call::Describe)]);
+        assert_eq!(bench.fails(Call::Describe, kind), []);
+        assert!(bench.session.is_streaming());
+        assert_eq!(bench.session.last_failure(), None);
+    }
+    assert_eq!(bench.wait(1.0), [Action::Call(Call::Describe)]);
+    // Whoever has to connect again does not wait for it.
+    let next = bench.tell(Event::Lost(C0, refused(FailureKind::Service)));
+    let open = Action::Open(C1, "https://one".into());
+    assert_eq!(next, [Action::Rewind(C0), open]);
+    assert_eq!(bench.tell(Event::Opened(C1)), [Action::Start(C1)]);
+    assert_eq!(bench.reply(Call::Describe, described(true)), []);
+    bench.tell(Event::Accepted(C1));
+    bench.send(C1, 100);
+    bench.ack(C1, AckKind::Received, 100);
+    assert_eq!(bench.wait(19.9), [], "it is known by now");
+}
+
+#[test]
+fn an_answer_that_ends_with_received_may_be_that_of_a_stream_that_retains_nothing() {
+    let mut bench = Bench::streaming(settings(), None);
+    bench.send(C0, 100);
+    bench.ack(C0, AckKind::Received, 100);
+    let next = bench.tell(Event::Lost(C0, refused(FailureKind::Network)));
+    let (describe, endpoint) = (Action::Call(Call::Describe), Action::Call(Call::Endpoint));
+    assert_eq!(next, [describe, Action::Rewind(C0), endpoint]);
+    let reply = Reply::Described {
+        active: true,
+        deleting: false,
+        retention_hours: 0,
+    };
     bench.reply(Call::Endpoint, Reply::Endpoint("https://one".into()));
-    bench.tell(Event::Opened(C0));
-    bench.tell(Event::Accepted(C0));
+    assert_eq!(bench.tell(Event::Opened(C1)), [Action::Start(C1)]);
+    assert_eq!(bench.reply(Call::Describe, reply), []);
+    bench.send(C1, 100);
+    let confirm = [Action::Confirm(Timecode(100))];
+    assert_eq!(bench.ack(C1, AckKind::Received, 100), confirm);
+}
+
+#[test]
+fn whether_a_stream_retains_anything_is_not_guessed_while_somebody_may_tell() {
+    let mut bench = Bench::streaming(settings(), None);
+    bench.send(C0, 100);
+    bench.ack(C0, AckKind::Received, 100);
+    assert_eq!(bench.wait(1.0), [Action::Call(Call::Describe)]);
+    // Nobody answers.
+    let next = bench.wait(19.0);
+    assert_eq!(next, [Action::Close(C0), Action::Rewind(C0)]);
+    assert_eq!(bench.wait(60.0), [], "one at a time");
+    let next = bench.reply(Call::Describe, described(true));
+    assert_eq!(next, [Action::Call(Call::Endpoint)]);
+}
+
+#[test]
+fn a_stream_that_may_not_be_described_is_one_that_retains_nothing_when_nothing_is_persisted() {
+    let mut bench = Bench::streaming(settings(), None);
     bench.send(C0, 100);
     assert_eq!(bench.ack(C0, AckKind::Received, 100), []);
+    assert_eq!(bench.wait(1.0), [Action::Call(Call::Describe)]);
+    assert_eq!(bench.fails(Call::Describe, FailureKind::NotPermitted), []);
     // PERSISTED never comes, and nobody can tell whether anything is retained: RECEIVED is taken for enough.
-    assert_eq!(bench.wait(20.0), [Action::Confirm(Timecode(100))]);
+    assert_eq!(bench.wait(18.9), []);
+    assert_eq!(bench.wait(0.1), [Action::Confirm(Timecode(100))]);
     bench.send(C0, 200);
     let next = bench.ack(C0, AckKind::Received, 200);
     assert_eq!(next, [Action::Confirm(Timecode(200))]);
     // What was refused once may be permitted after a failure that describing may cure.
     let next = bench.tell(Event::Lost(C0, refused(FailureKind::NotFound)));
     assert_eq!(next, [Action::Rewind(C0), Action::Call(Call::Describe)]);
+    let next = bench.fails(Call::Describe, FailureKind::NotPermitted);
+    assert_eq!(next, [Action::Call(Call::Endpoint)], "it may be there");
+}
+
+#[test]
+fn an_endpoint_that_is_denied_again_and_again_is_not_asked_for_in_a_loop() {
+    let mut bench = Bench::new(settings());
+    bench.tell(Event::Tick);
+    bench.reply(Call::Credentials, Reply::Credentials(None));
+    let next = bench.fails(Call::Endpoint, FailureKind::NotFound);
+    assert_eq!(next, [Action::Call(Call::Create)]);
+    // It is there for one and not for the other.
+    let next = bench.fails(Call::Create, FailureKind::NotActive);
+    assert_eq!(next, [Action::Call(Call::Describe)]);
+    for wait in [0.0, 0.125, 0.25] {
+        let next = bench.reply(Call::Describe, described(true));
+        assert_eq!(next, [Action::Call(Call::Endpoint)]);
+        bench.fails(Call::Endpoint, FailureKind::NotFound);
+        assert_eq!(bench.last_wait(), seconds(wait));
+        bench.wait(wait);
+    }
 }
 
 #[test]
@@ -380,7 +497,7 @@ fn credentials_are_fetched_anew_at_once_when_old_ones_are_refused_and_not_when_n
         bench.reply(Call::Credentials, Reply::Credentials(None));
         // The service is slow.
         bench.now.at += seconds(age);
-        let got = bench.fails(Call::Describe, FailureKind::BadCredentials);
+        let got = bench.fails(Call::Endpoint, FailureKind::BadCredentials);
         assert_eq!(got, next, "{age} s");
     }
 }
@@ -396,7 +513,6 @@ fn one_failure_long_ago_does_not_make_a_file_give_up() {
     bench.fails(Call::Credentials, FailureKind::Network);
     bench.tell(Event::Tick);
     bench.reply(Call::Credentials, Reply::Credentials(None));
-    bench.reply(Call::Describe, described(true));
     bench.now.unsent = false;
     bench.reply(Call::Endpoint, Reply::Endpoint("https://one".into()));
     bench.wait(60.0);
@@ -408,6 +524,9 @@ fn where_nothing_is_retained_received_is_all_there_will_be() {
     let mut bench = Bench::new(settings());
     bench.tell(Event::Tick);
     bench.reply(Call::Credentials, Reply::Credentials(None));
+    bench.fails(Call::Endpoint, FailureKind::NotFound);
+    bench.reply(Call::Create, Reply::Created);
+    bench.wait(1.0);
     let reply = Reply::Described {
         active: true,
         deleting: false,
@@ -692,7 +811,9 @@ fn draining_ends_when_all_is_confirmed_or_its_time_is_over() {
             bench.ack(C0, AckKind::Persisted, 100);
             assert_eq!(bench.session.outcome(), Some(&Outcome::Done));
         } else {
-            bench.wait(9.9);
+            assert_eq!(bench.wait(9.9), [Action::Call(Call::Describe)]);
+            bench.reply(Call::Describe, described(true));
+            assert_eq!(bench.wait(8.9), []);
             assert_eq!(bench.session.outcome(), None);
             assert!(bench.wait(0.1).contains(&Action::Close(C0)));
             let Some(Outcome::OutOfTime(Some(why))) = bench.session.outcome() else {
@@ -784,7 +905,6 @@ fn a_pause_closes_what_carries_nothing_yet() {
     let mut bench = Bench::new(settings());
     bench.tell(Event::Tick);
     bench.reply(Call::Credentials, Reply::Credentials(None));
-    bench.reply(Call::Describe, described(true));
     bench.reply(Call::Endpoint, Reply::Endpoint("https://one".into()));
     assert_eq!(bench.tell(Event::Pause), [Action::Close(C0)]);
     assert!(bench.session.is_idle());
@@ -817,7 +937,7 @@ fn a_reset_of_the_connections_sends_again_at_once_what_is_not_confirmed() {
 }
 
 #[test]
-fn a_reset_of_all_discards_and_looks_at_the_stream_again() {
+fn a_reset_of_all_discards_and_begins_as_at_the_start() {
     let mut bench = Bench::streaming(settings(), None);
     bench.tell(Event::Begun(C0, Timecode(1)));
     assert_eq!(
@@ -825,7 +945,7 @@ fn a_reset_of_all_discards_and_looks_at_the_stream_again() {
         [
             Action::Close(C0),
             Action::Discard,
-            Action::Call(Call::Describe)
+            Action::Call(Call::Endpoint)
         ]
     );
 }
