@@ -370,6 +370,14 @@ pub(crate) async fn start_local(
     Ok(endpoint)
 }
 
+/// There is none left for a [`shutdown::Shutdown`].
+pub(crate) fn no_descriptor(source: io::Error) -> Error {
+    Error::System {
+        what: "a descriptor (eventfd)",
+        source,
+    }
+}
+
 /// Runs something until SIGINT or SIGTERM asks it to shut down.
 ///
 /// # Errors
@@ -379,7 +387,7 @@ pub async fn until_signal<T, F: Future<Output = T>>(
     run: impl FnOnce(shutdown::Shutdown) -> F,
 ) -> Result<T, Error> {
     let mut signals = Signals::new()?;
-    let (trigger, shutdown) = shutdown::pair();
+    let (trigger, shutdown) = shutdown::pair().map_err(no_descriptor)?;
     let mut trigger = Some(trigger);
     let run = run(shutdown);
     tokio::pin!(run);

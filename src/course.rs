@@ -52,10 +52,10 @@ pub const PUT: &str = "put";
 /// Stack of either: it parses NAL units and makes system calls, nothing deep.
 const CAPTURE_STACK_BYTES: usize = 128 * 1024;
 
-/// A source that was told to end looks up at least every [`crate::source::PIPE_POLL`]; one that has not by then hangs.
+/// A source that was told to end looks up at least every [`source::LOOK_EVERY`]; one that has not by then hangs.
 const HUNG_AFTER: Duration = Duration::from_secs(2);
 
-/// How often the status line is drawn.
+/// How often the status line is drawn, and how it goes is looked at while something happens.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
 
 /// How often a log line says how it goes, where nobody watches: `status` tells whoever wants to know.
@@ -210,7 +210,7 @@ impl Course {
             app::check_place(path)?;
         }
         let tls = tls::client_config(config.ca_file.as_deref())?;
-        let (trigger, shutdown) = shutdown::pair();
+        let (trigger, shutdown) = shutdown::pair().map_err(app::no_descriptor)?;
         Ok(Self {
             part: Part::Program,
             asks: Mutex::default(),

@@ -45,7 +45,7 @@ use crate::frame::Codec;
 use crate::operate::create;
 use crate::operate::protocol::{Refusal, Request};
 use crate::operate::socket::{Asked, Place, Server};
-use crate::source::{self, POLL, Packet, Read, Source};
+use crate::source::{self, Packet, Read, Source, Wait};
 
 /// Frames on their way to the capture thread, which takes them as fast as they can be copied: less than a second of video.
 const QUEUED_FRAMES: usize = 16;
@@ -263,8 +263,8 @@ impl Source for Fed {
         "the program's frames".into()
     }
 
-    fn read(&mut self) -> Result<Read<'_>, source::Error> {
-        match self.frames.recv_timeout(POLL) {
+    fn read(&mut self, wait: Wait<'_>) -> Result<Read<'_>, source::Error> {
+        match self.frames.recv_timeout(wait.nap()) {
             Ok(frame) => {
                 let frame = self.now.insert(frame);
                 Ok(Read::Packet(Packet {

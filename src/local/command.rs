@@ -211,7 +211,7 @@ mod tests {
     #[tokio::test]
     async fn only_loopback_unless_told_otherwise() {
         let args = parse(&["--listen", "0.0.0.0:0"]).unwrap();
-        let (_trigger, shutdown) = crate::shutdown::pair();
+        let (_trigger, shutdown) = crate::shutdown::pair().expect("descriptors are left");
         let error = run(args, shutdown).await.unwrap_err();
         assert!(
             error

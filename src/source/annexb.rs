@@ -6,14 +6,12 @@ use std::io::{self, IsTerminal, Read as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
-use std::thread;
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use tracing::info;
 
-use super::{Error, PIPE_POLL, Packet, Read, Source};
+use super::{Error, Packet, Read, Source, Wait};
 use crate::clock::Clock;
 use crate::codec::{self, Event, FrameRate, PictureInfo, Splitter};
 use crate::frame::Codec;
@@ -172,9 +170,9 @@ impl AnnexB {
         })
     }
 
-    /// Reads once, waiting for bytes up to `timeout`. `false` when none came.
-    fn fill(&mut self, timeout: Duration) -> Result<bool, Error> {
-        match self.read_some(timeout) {
+    /// Reads once, waiting for bytes. `false` when none came.
+    fn fill(&mut self, wait: Wait<'_>) -> Result<bool, Error> {
+        match self.read_some(wait) {
             Ok(Some(0)) => {
                 self.ended = true;
                 self.splitter.finish();
@@ -190,16 +188,10 @@ impl AnnexB {
     }
 
     /// Bytes read into the splitter, 0 at the end; `None` when there are none now.
-    fn read_some(&mut self, timeout: Duration) -> io::Result<Option<usize>> {
-        if !self.regular {
-            let timeout = Timespec::try_from(timeout).map_err(io::Error::other)?;
-            let mut ready = [PollFd::new(&self.file, PollFlags::IN)];
-            match poll(&mut ready, Some(&timeout)) {
-                // A FIFO that had no writer yet is here too. Only poll tells that from the end: a read has 0 for both.
-                Ok(0) | Err(rustix::io::Errno::INTR) => return Ok(None),
-                Ok(_) => {}
-                Err(error) => return Err(error.into()),
-            }
+    fn read_some(&mut self, wait: Wait<'_>) -> io::Result<Option<usize>> {
+        // A FIFO that had no writer yet brings nothing. Only poll(2) tells that from the end: a read has 0 for both.
+        if !self.regular && wait.readable(self.file.as_fd())?.is_empty() {
+            return Ok(None);
         }
         let file = &mut self.file;
         match self.splitter.fill(READ_BYTES, |room| file.read(room)) {
@@ -287,14 +279,10 @@ impl Source for AnnexB {
         self.when == When::Arrival
     }
 
-    fn read(&mut self) -> Result<Read<'_>, Error> {
-        let deadline = self.clock.monotonic() + PIPE_POLL;
+    fn read(&mut self, wait: Wait<'_>) -> Result<Read<'_>, Error> {
         loop {
-            let now = self.clock.monotonic();
-            let left = deadline.saturating_sub(now);
-            let wait = self.timing.until_due(now);
-            thread::sleep(wait.min(left));
-            if wait > left {
+            wait.sleep(self.timing.until_due(self.clock.monotonic()));
+            if !self.timing.until_due(self.clock.monotonic()).is_zero() {
                 return Ok(Read::Nothing);
             }
             let found = self.splitter.advance().map_err(|error| Error::Unusable {
@@ -305,11 +293,10 @@ impl Source for AnnexB {
                 (Some(event), Some(codec)) => return Ok(self.hand_on(event, codec)),
                 _ if self.ended => return Ok(Read::End),
                 // Also in the middle of a unit that has no end.
-                _ if left.is_zero() => return Ok(Read::Nothing),
+                _ if wait.is_over() => return Ok(Read::Nothing),
                 _ => {}
             }
-            let left = deadline.saturating_sub(self.clock.monotonic());
-            if !self.fill(left)? {
+            if !self.fill(wait)? {
                 return Ok(Read::Nothing);
             }
         }
@@ -456,7 +443,7 @@ mod tests {
     }
 
     fn read(source: &mut AnnexB) -> Brought {
-        match source.read().expect("a readable source") {
+        match source.read(Wait::briefly()).expect("a readable source") {
             Read::Packet(Packet {
                 data,
                 at,
@@ -493,7 +480,7 @@ mod tests {
             Err(error) => return crate::chain(&error).to_string(),
         };
         loop {
-            match source.read() {
+            match source.read(Wait::briefly()) {
                 Err(error) => return crate::chain(&error).to_string(),
                 Ok(Read::End) => panic!("no error up to the end"),
                 Ok(_) => {}
@@ -552,7 +539,7 @@ mod tests {
         let before = Clock.monotonic();
         assert_eq!(read(&mut source), Brought::Nothing);
         let after = Clock.monotonic();
-        assert!(after >= before + PIPE_POLL && after < before + PIPE_POLL * 3);
+        assert!(after >= before + Wait::BRIEF && after < before + Wait::BRIEF * 3);
     }
 
     #[test]

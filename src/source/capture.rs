@@ -7,7 +7,7 @@ use tracing::{info, warn};
 
 use super::judge::Judge;
 use super::timeline::{Pace, Timeline};
-use super::{Error, Packet, Read, Source};
+use super::{Error, Packet, Read, Source, Wait};
 use crate::backoff::Backoff;
 use crate::chain;
 use crate::clock::Clock;
@@ -233,7 +233,12 @@ impl<O: FnMut() -> Result<Box<dyn Source>, Error>> Capture<O> {
         self.counted = CameraLosses::default();
         while !shutdown.requested() {
             self.ask_for_key_frame(source);
-            match source.read() {
+            let silent_at = last_packet + self.policy.silence;
+            let wait = Wait {
+                shutdown,
+                until: (!silent).then_some(silent_at),
+            };
+            match source.read(wait) {
                 Ok(Read::Packet(mut packet)) => {
                     // What an earlier opening brought is no reference for this one.
                     packet.discontinuity |= !*delivered;
@@ -267,7 +272,7 @@ impl<O: FnMut() -> Result<Box<dyn Source>, Error>> Capture<O> {
             }
             self.count_losses(source);
             let now = self.clock.now();
-            if !silent && now - last_packet > self.policy.silence {
+            if !silent && now - last_packet >= self.policy.silence {
                 silent = true;
                 warn!(
                     silent_for_s = self.policy.silence.as_secs(),
@@ -278,7 +283,7 @@ impl<O: FnMut() -> Result<Box<dyn Source>, Error>> Capture<O> {
                 self.writer.fall_silent();
                 self.need_key_frame();
             }
-            if waiting_for_key.is_some_and(|since| now - since > KEY_FRAME_PATIENCE) {
+            if !silent && waiting_for_key.is_some_and(|since| now - since > KEY_FRAME_PATIENCE) {
                 waiting_for_key = None;
                 warn!(
                     "no decodable key frame from {} for {} s: is the encoder's key-frame interval (GOP) too long?",
@@ -296,7 +301,10 @@ impl<O: FnMut() -> Result<Box<dyn Source>, Error>> Capture<O> {
     }
 
     fn trouble(&self, trouble: Option<String>) {
-        self.news.send_modify(|news| news.trouble = trouble);
+        self.news.send_if_modified(|news| {
+            let before = std::mem::replace(&mut news.trouble, trouble);
+            before != news.trouble
+        });
     }
 
     /// Something is lost: what follows is of no use before a key frame.
@@ -440,7 +448,7 @@ mod tests {
             "a camera that goes away".into()
         }
 
-        fn read(&mut self) -> Result<Read<'_>, Error> {
+        fn read(&mut self, _: Wait<'_>) -> Result<Read<'_>, Error> {
             self.reads = self.reads.checked_sub(1).ok_or_else(gone)?;
             Ok(Read::Nothing)
         }
@@ -468,7 +476,7 @@ mod tests {
     #[test]
     fn waiting_for_a_camera_takes_no_processor_time() {
         let (writer, _reader) = share(Ring::new(MIN_BUDGET_BYTES));
-        let (trigger, shutdown) = shutdown::pair();
+        let (trigger, shutdown) = shutdown::pair().expect("descriptors are left");
         let mut opened = 0;
         let open = || {
             opened += 1;
@@ -518,7 +526,7 @@ mod tests {
             }
         }
 
-        fn read(&mut self) -> Result<Read<'_>, Error> {
+        fn read(&mut self, _: Wait<'_>) -> Result<Read<'_>, Error> {
             self.reads += 1;
             if self.reads < 3 {
                 Ok(Read::Nothing)
@@ -531,7 +539,7 @@ mod tests {
     #[test]
     fn what_every_opening_of_a_camera_loses_is_counted() {
         let (writer, reader) = share(Ring::new(MIN_BUDGET_BYTES));
-        let (trigger, shutdown) = shutdown::pair();
+        let (trigger, shutdown) = shutdown::pair().expect("descriptors are left");
         let mut trigger = Some(trigger);
         let mut opened = 0;
         let open = || {
@@ -565,7 +573,7 @@ mod tests {
             self.asked.fetch_add(1, Ordering::Relaxed);
         }
 
-        fn read(&mut self) -> Result<Read<'_>, Error> {
+        fn read(&mut self, _: Wait<'_>) -> Result<Read<'_>, Error> {
             std::thread::sleep(Duration::from_millis(10));
             Ok(Read::Packet(Packet {
                 codec: Codec::H264,
@@ -580,7 +588,7 @@ mod tests {
     fn a_key_frame_is_asked_for_at_the_start_and_once_a_second_until_it_comes() {
         static ASKED: AtomicU32 = AtomicU32::new(0);
         let (writer, _reader) = share(Ring::new(MIN_BUDGET_BYTES));
-        let (trigger, shutdown) = shutdown::pair();
+        let (trigger, shutdown) = shutdown::pair().expect("descriptors are left");
         std::thread::scope(|scope| {
             scope.spawn(move || {
                 std::thread::sleep(Duration::from_millis(1500));
@@ -604,7 +612,7 @@ mod tests {
             "a camera that cuts frames short".into()
         }
 
-        fn read(&mut self) -> Result<Read<'_>, Error> {
+        fn read(&mut self, _: Wait<'_>) -> Result<Read<'_>, Error> {
             if !matches!(self.units.advance(), Ok(Some(Event::Unit { .. }))) {
                 return Ok(Read::End);
             }
@@ -634,7 +642,7 @@ mod tests {
         // 250 frames in groups of 50.
         for (every, stored) in [(1000, 250), (100, 248), (2, 5)] {
             let (writer, reader) = share(Ring::new(2 * MIN_BUDGET_BYTES));
-            let (_trigger, shutdown) = shutdown::pair();
+            let (_trigger, shutdown) = shutdown::pair().expect("descriptors are left");
             let open = || {
                 let clip = include_bytes!("../../tests/data/demo.h264");
                 let mut units = Splitter::new(Some(Codec::H264), clip.len());

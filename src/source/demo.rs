@@ -1,10 +1,9 @@
 //! The built-in clip, played in real time for ever: something to stream where there is no camera.
 
 use std::ops::Range;
-use std::thread;
 use std::time::Duration;
 
-use super::{Error, POLL, Packet, Read, Source};
+use super::{Error, Packet, Read, Source, Wait};
 use crate::clock::Clock;
 use crate::codec::{Event, FrameRate, Splitter};
 use crate::frame::Codec;
@@ -69,12 +68,11 @@ impl Source for Demo {
         )
     }
 
-    fn read(&mut self) -> Result<Read<'_>, Error> {
+    fn read(&mut self, wait: Wait<'_>) -> Result<Read<'_>, Error> {
         let now = self.clock.monotonic();
         let at = *self.start.get_or_insert(now) + FrameRate::FPS_25.time_of(self.played);
-        let wait = at.saturating_sub(now);
-        thread::sleep(wait.min(POLL));
-        if wait > POLL {
+        wait.sleep(at.saturating_sub(now));
+        if self.clock.monotonic() < at {
             return Ok(Read::Nothing);
         }
         let next = usize::try_from(self.played % self.units.len() as u64).unwrap_or(0);
@@ -117,7 +115,7 @@ mod tests {
     }
 
     fn read(demo: &mut Demo) -> (Duration, Vec<u8>) {
-        match demo.read() {
+        match demo.read(Wait::briefly()) {
             Ok(Read::Packet(packet)) => (packet.at, packet.data.to_vec()),
             other => panic!("{other:?}"),
         }

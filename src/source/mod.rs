@@ -9,10 +9,15 @@ pub mod timeline;
 pub mod v4l2;
 
 use std::io;
-use std::time::Duration;
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
 
+use rustix::event::PollFlags;
+
+use crate::clock::Clock;
 use crate::codec::DropReason;
 use crate::frame::{CameraLosses, Codec};
+use crate::shutdown::Shutdown;
 
 /// One access unit, lent by the source until the next [`Source::read`].
 #[derive(Debug, Clone, Copy)]
@@ -40,20 +45,82 @@ pub enum Read<'a> {
         /// How many.
         bytes: usize,
     },
-    /// Nothing within [`POLL`] or [`PIPE_POLL`]; the caller looks at the shutdown and reads again.
+    /// Nothing for as long as it could wait; the caller looks at the shutdown and reads again.
     Nothing,
     /// The media is at its end and there will be no more.
     End,
 }
 
-/// The longest that a camera's [`Source::read`] may block, so that the capture loop sees a shutdown soon.
-pub const POLL: Duration = Duration::from_millis(200);
+/// How often a source looks at the shutdown that can wait neither for a descriptor nor by [`Wait::sleep`].
+pub const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// The longest that one of a pipe or file may block. A camera always has frames; a pipe may have none for hours, and the
-/// thread is not to be woken for nothing more often than this.
-pub const PIPE_POLL: Duration = Duration::from_secs(1);
+/// How long a [`Source::read`] may block. A source without frames, for hours maybe, is not to wake the thread.
+#[derive(Debug, Clone, Copy)]
+pub struct Wait<'a> {
+    /// Until this is requested.
+    pub shutdown: &'a Shutdown,
+    /// Until then, where something is due.
+    pub until: Option<Instant>,
+}
 
-/// A camera, a pipe or a file. Lives on the capture thread and may block there, up to [`POLL`] or [`PIPE_POLL`].
+impl Wait<'_> {
+    /// The same, and not beyond `at`.
+    #[must_use]
+    pub fn up_to(self, at: Instant) -> Self {
+        Self {
+            until: Some(self.until.map_or(at, |until| until.min(at))),
+            ..self
+        }
+    }
+
+    /// Whether that is over.
+    pub fn is_over(&self) -> bool {
+        self.shutdown.requested() || self.left().is_some_and(|left| left.is_zero())
+    }
+
+    /// Blocks for `time`, as far as it may.
+    pub fn sleep(&self, time: Duration) {
+        self.shutdown
+            .sleep(self.left().map_or(time, |left| left.min(time)));
+    }
+
+    /// For a source that waits by other means: how long until it has to look whether that is over.
+    pub fn nap(&self) -> Duration {
+        self.left().map_or(LOOK_EVERY, |left| left.min(LOOK_EVERY))
+    }
+
+    /// Blocks until `fd` can be read from or has failed. Nothing when that is over before, or a signal comes.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn readable(&self, fd: BorrowedFd<'_>) -> io::Result<PollFlags> {
+        self.shutdown.poll(Some(fd), self.left())
+    }
+
+    fn left(&self) -> Option<Duration> {
+        self.until
+            .map(|until| until.saturating_duration_since(Clock.now()))
+    }
+}
+
+#[cfg(test)]
+impl Wait<'static> {
+    /// What [`Self::briefly`] comes to.
+    pub const BRIEF: Duration = Duration::from_millis(200);
+
+    /// Not for long, and no shutdown comes.
+    pub fn briefly() -> Self {
+        use crate::shutdown::{self, Trigger};
+        static NEVER: std::sync::OnceLock<(Trigger, Shutdown)> = std::sync::OnceLock::new();
+        let never = NEVER.get_or_init(|| shutdown::pair().expect("descriptors are left"));
+        Self {
+            shutdown: &never.1,
+            until: Some(Clock.now() + Self::BRIEF),
+        }
+    }
+}
+
+/// A camera, a pipe or a file. Lives on the capture thread and may block there, as long as [`Wait`] says.
 pub trait Source: Send {
     /// For the log: which source, what it delivers. `"/dev/video0 (UVC Camera): H.264 1280x720 at 25/1"`.
     fn describe(&self) -> String;
@@ -75,7 +142,7 @@ pub trait Source: Send {
     ///
     /// # Errors
     /// When the source cannot go on; the capture loop then opens it anew.
-    fn read(&mut self) -> Result<Read<'_>, Error>;
+    fn read(&mut self, wait: Wait<'_>) -> Result<Read<'_>, Error>;
 }
 
 /// What can go wrong with a source. Each message says what, where and what to do.

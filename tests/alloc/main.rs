@@ -31,7 +31,7 @@ fn the_steady_state_allocates_no_payload_memory() {
         dimensions: None,
     });
     let (mut writer, reader) = share(Ring::new(budget));
-    let (_trigger, shutdown) = shutdown::pair();
+    let (_trigger, shutdown) = shutdown::pair().expect("descriptors are left");
     let (events, mut received) = tokio::sync::mpsc::unbounded_channel();
     let mut body = Box::pin(UploadBody::new(
         ConnectionId(0),

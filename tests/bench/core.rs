@@ -256,7 +256,7 @@ impl Line {
         let (writer, reader) = share(Ring::new(BUDGET_BYTES));
         let (sender, events) = mpsc::unbounded_channel();
         let body = UploadBody::new(ConnectionId(0), reader.clone(), Handle::default(), sender);
-        let (trigger, shutdown) = shutdown::pair();
+        let (trigger, shutdown) = shutdown::pair().expect("descriptors are left");
         Self {
             writer,
             reader,

@@ -20,8 +20,9 @@ use std::time::Duration;
 
 use kvs_producer_app::clock::Clock;
 use kvs_producer_app::frame::{CameraLosses, Codec};
+use kvs_producer_app::shutdown;
 use kvs_producer_app::source::v4l2::{Leftover, Options, V4l2};
-use kvs_producer_app::source::{Read, Source};
+use kvs_producer_app::source::{Read, Source, Wait};
 use v4l::Device;
 
 use crate::rig::{Clip, camera, given, write};
@@ -50,8 +51,13 @@ fn record(camera: &mut V4l2, first: &[u8], last: &[u8], watched: &AtomicBool) ->
     let mut frames: Vec<Vec<u8>> = Vec::new();
     let mut before = Duration::ZERO;
     let mut silence = 0;
+    let (_trigger, shutdown) = shutdown::pair().unwrap();
     while frames.last().is_none_or(|frame| frame != last) {
-        let Read::Packet(packet) = camera.read().unwrap() else {
+        let wait = Wait {
+            shutdown: &shutdown,
+            until: Some(clock.now() + Duration::from_millis(200)),
+        };
+        let Read::Packet(packet) = camera.read(wait).unwrap() else {
             silence += 1;
             assert!(
                 silence < 50,

@@ -11,8 +11,9 @@ use std::time::Duration;
 use kvs_producer_app::clock::Clock;
 use kvs_producer_app::frame::Codec;
 use kvs_producer_app::local::view::Closed;
+use kvs_producer_app::shutdown;
 use kvs_producer_app::source::v4l2::{Options, V4l2};
-use kvs_producer_app::source::{Read, Source as _};
+use kvs_producer_app::source::{Read, Source as _, Wait};
 use serde_json::Value;
 
 use crate::program::{
@@ -333,9 +334,14 @@ fn what_a_usb_camera_has_left_over_from_an_earlier_stream_is_not_streamed() {
     let watch = |frames: usize| {
         let mut camera = V4l2::open(&node, &Options::default(), Clock).unwrap();
         let deadline = Clock.now() + Duration::from_secs(20);
+        let (_trigger, shutdown) = shutdown::pair().unwrap();
+        let wait = Wait {
+            shutdown: &shutdown,
+            until: Some(deadline),
+        };
         let mut units = Vec::new();
         while units.len() < frames && Clock.now() < deadline {
-            if let Read::Packet(packet) = camera.read().unwrap() {
+            if let Read::Packet(packet) = camera.read(wait).unwrap() {
                 units.push(packet.data.to_vec());
             }
         }

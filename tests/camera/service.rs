@@ -27,7 +27,7 @@ impl Service {
             directory: Some(recordings.path().to_owned()),
             ..Options::default()
         };
-        let (trigger, shutdown) = shutdown::pair();
+        let (trigger, shutdown) = shutdown::pair().unwrap();
         let (started, result) = channel();
         let serve = move || {
             let runtime = tokio::runtime::Builder::new_current_thread()

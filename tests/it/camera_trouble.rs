@@ -11,7 +11,7 @@ use kvs_producer_app::clock::Clock;
 use kvs_producer_app::frame::Codec;
 use kvs_producer_app::local::Options;
 use kvs_producer_app::local::view::Closed;
-use kvs_producer_app::source::{self, Packet, Read, Source};
+use kvs_producer_app::source::{self, Packet, Read, Source, Wait};
 
 use crate::rig::{SPACING, STREAM, clip, config, endpoint, hand_camera, stream};
 use crate::support::missing;
@@ -79,7 +79,7 @@ impl Source for Visitor {
         "a camera that is unplugged".into()
     }
 
-    fn read(&mut self) -> Result<Read<'_>, source::Error> {
+    fn read(&mut self, _: Wait<'_>) -> Result<Read<'_>, source::Error> {
         let index = self.next;
         self.next += 1;
         let Some(data) = self.units.get(index) else {

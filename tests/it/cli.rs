@@ -554,7 +554,8 @@ fn a_signal_ends_it_well() {
 #[test]
 fn a_second_signal_ends_it_at_once() {
     // Nothing is ever confirmed: without the second one it would take the grace.
-    let scenario = r#"{"rules": [{"when": {"connection": 1, "bytes": 1}, "then": "black-hole"}]}"#;
+    let when = r#"{"connection": {"from": 1}, "bytes": 1}"#;
+    let scenario = format!(r#"{{"rules": [{{"when": {when}, "then": "black-hole"}}]}}"#);
     let program = Program::local([
         "--device=demo",
         "--scenario=scenario",

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use kvs_producer_app::clock::Clock;
 use kvs_producer_app::local::Options;
 use kvs_producer_app::local::scenario::{Action, Break, Nth, Scenario, Trigger};
-use kvs_producer_app::source::{self, Packet, Read, Source};
+use kvs_producer_app::source::{self, Packet, Read, Source, Wait};
 
 use crate::rig::{FastCamera, config, endpoint, stream};
 
@@ -38,14 +38,14 @@ impl Source for Metronome {
         "a camera that keeps time".into()
     }
 
-    fn read(&mut self) -> Result<Read<'_>, source::Error> {
+    fn read(&mut self, wait: Wait<'_>) -> Result<Read<'_>, source::Error> {
         let now = Clock.now();
         let mut figures = self.figures.lock().expect("nobody panics");
         figures.kept.extend(self.lent.take().map(|lent| now - lent));
         let count = u32::try_from(figures.taken.len()).expect("few");
         let due = *self.first.get_or_insert(now) + EVERY * count;
         std::thread::sleep(due.saturating_duration_since(now));
-        let read = self.camera.read()?;
+        let read = self.camera.read(wait)?;
         let Read::Packet(packet) = read else {
             return Ok(read);
         };

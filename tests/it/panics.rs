@@ -10,7 +10,7 @@ use kvs_producer_app::app::{Device, Error, Exit, Open, ReportTo, Summary, run_wi
 use kvs_producer_app::chain;
 use kvs_producer_app::local::Options;
 use kvs_producer_app::log;
-use kvs_producer_app::source::{self, Read, Source};
+use kvs_producer_app::source::{self, Read, Source, Wait};
 use rustix::process::{Signal, getpid, kill_process};
 use serde_json::Value;
 use tracing::field::{Field, Visit};
@@ -80,7 +80,7 @@ impl Source for Faulty {
         self.camera.is_live()
     }
 
-    fn read(&mut self) -> Result<Read<'_>, source::Error> {
+    fn read(&mut self, wait: Wait<'_>) -> Result<Read<'_>, source::Error> {
         if self.read == BEFORE {
             assert!(
                 self.trick == Trick::Terminate,
@@ -89,7 +89,7 @@ impl Source for Faulty {
             kill_process(getpid(), Signal::TERM).expect("it runs");
         }
         self.read += 1;
-        self.camera.read()
+        self.camera.read(wait)
     }
 }
 

@@ -18,7 +18,7 @@ use kvs_producer_app::operate::export::Export;
 use kvs_producer_app::operate::socket::Place;
 use kvs_producer_app::source::capture;
 use kvs_producer_app::source::v4l2;
-use kvs_producer_app::source::{self, POLL, Packet, Read, Source};
+use kvs_producer_app::source::{self, Packet, Read, Source, Wait};
 
 use crate::canary;
 
@@ -154,7 +154,7 @@ impl Source for FastCamera {
         false
     }
 
-    fn read(&mut self) -> Result<Read<'_>, source::Error> {
+    fn read(&mut self, _: Wait<'_>) -> Result<Read<'_>, source::Error> {
         if self.next == self.frames {
             return Ok(Read::End);
         }
@@ -197,8 +197,8 @@ impl Source for HandCamera {
         "a camera in the test's hands".into()
     }
 
-    fn read(&mut self) -> Result<Read<'_>, source::Error> {
-        match self.units.recv_timeout(POLL) {
+    fn read(&mut self, wait: Wait<'_>) -> Result<Read<'_>, source::Error> {
+        match self.units.recv_timeout(wait.nap()) {
             Ok((at, unit)) => {
                 self.now.clear();
                 self.now.push_back(unit);

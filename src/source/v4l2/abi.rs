@@ -22,6 +22,7 @@ use v4l::v4l_sys::{
 };
 
 use super::layout::{Layout, Plane};
+use crate::source::Wait;
 
 pub(super) const MEMORY_MMAP: u32 = 1;
 /// `v4l2_captureparm.capability`: the frame interval can be set.
@@ -66,7 +67,7 @@ pub(super) trait Kernel: Send {
     fn map(&self, offset: u32, length: u32) -> io::Result<Self::Map>;
 
     /// `poll(2)` for a filled buffer.
-    fn wait(&self, timeout: Duration) -> io::Result<Readiness>;
+    fn wait(&self, wait: Wait<'_>) -> io::Result<Readiness>;
 }
 
 /// What `poll(2)` said.

@@ -18,7 +18,7 @@ use super::{Options, settings, words};
 use crate::clock::Clock;
 use crate::detail;
 use crate::frame::{CameraLosses, Codec, Dimensions};
-use crate::source::{Error, POLL, Packet, Read};
+use crate::source::{Error, Packet, Read, Wait};
 
 /// Buffers asked for. Eight are a quarter of a second at 30 frames a second, for a busy single processor; where memory
 /// for cameras is scarce, drivers give fewer.
@@ -168,7 +168,7 @@ impl<K: Kernel> Camera<K> {
     }
 
     /// See [`crate::source::Source::read`].
-    pub(super) fn read(&mut self) -> Result<Read<'_>, Error> {
+    pub(super) fn read(&mut self, wait: Wait<'_>) -> Result<Read<'_>, Error> {
         if let Some(index) = self.lent.take() {
             self.give_back(index)?;
             // Not when it came: what its reader did meanwhile is no silence of the camera.
@@ -179,7 +179,8 @@ impl<K: Kernel> Camera<K> {
             let error = format!("no frame for {seconds} s, and starting it anew did not help");
             self.climb(rung, io::Error::new(io::ErrorKind::TimedOut, error))?;
         }
-        let Some((filled, length)) = self.next_frame()? else {
+        let wait = wait.up_to(self.ladder.due());
+        let Some((filled, length)) = self.next_frame(wait)? else {
             return Ok(Read::Nothing);
         };
         self.lent = Some(filled.index);
@@ -192,13 +193,11 @@ impl<K: Kernel> Camera<K> {
         }))
     }
 
-    /// Takes buffers until one holds a frame; its length comes with it. `None` after [`POLL`].
-    fn next_frame(&mut self) -> Result<Option<(Filled, usize)>, Error> {
-        let deadline = self.clock.now() + POLL;
+    /// Takes buffers until one holds a frame; its length comes with it. `None` when `wait` is over.
+    fn next_frame(&mut self, wait: Wait<'_>) -> Result<Option<(Filled, usize)>, Error> {
         let mut in_vain = 0;
         loop {
-            let left = deadline.saturating_duration_since(self.clock.now());
-            match self.kernel.wait(left).map_err(|error| self.lost(error))? {
+            match self.kernel.wait(wait).map_err(|error| self.lost(error))? {
                 Readiness::Nothing => return Ok(None),
                 Readiness::Failed => {
                     self.fail(io::Error::other("the driver reports an error (POLLERR)"))?;
@@ -216,11 +215,11 @@ impl<K: Kernel> Camera<K> {
                     in_vain += 1;
                     // All of its buffers in a row, faster than a camera could fill them.
                     if in_vain > self.buffers.len() {
-                        thread::sleep(BREATH.min(left));
+                        wait.sleep(BREATH);
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    thread::sleep(BREATH.min(left));
+                    wait.sleep(BREATH);
                 }
                 // Gone, and no attempt brings it back.
                 Err(error) if words::is(&error, Errno::NODEV) => return Err(self.lost(error)),
@@ -229,7 +228,7 @@ impl<K: Kernel> Camera<K> {
                     return Ok(None);
                 }
             }
-            if self.clock.now() >= deadline {
+            if wait.is_over() {
                 return Ok(None);
             }
         }
@@ -482,7 +481,7 @@ mod tests {
 
     /// Length, first byte (the buffer's mark) and discontinuity of the next packet, `None` for nothing.
     fn read(camera: &mut Camera<Fake>) -> Option<(usize, u8, bool)> {
-        match camera.read().unwrap() {
+        match camera.read(Wait::briefly()).unwrap() {
             Read::Packet(packet) => {
                 assert!(packet.data.iter().all(|byte| *byte == packet.data[0]));
                 Some((packet.data.len(), packet.data[0], packet.discontinuity))
@@ -585,7 +584,7 @@ mod tests {
     /// Reads until a frame or an error comes, at most 100 times.
     fn read_on(camera: &mut Camera<Fake>) -> Result<bool, String> {
         for _ in 0..100 {
-            match camera.read() {
+            match camera.read(Wait::briefly()) {
                 Ok(Read::Packet(packet)) => return Ok(packet.discontinuity),
                 Ok(_) => thread::sleep(Duration::from_millis(1)),
                 Err(error) => return Err(crate::chain(&error).to_string()),
@@ -607,9 +606,9 @@ mod tests {
         fake.buffers = 2;
         let mut camera = impatient(fake.with([frame(0), Step::Misplaced, frame(1)]));
         assert_eq!(read_on(&mut camera), Ok(false));
-        let _ = camera.read().unwrap();
+        let _ = camera.read(Wait::briefly()).unwrap();
         while camera.kernel.queued() < 2 {
-            let _ = camera.read().unwrap();
+            let _ = camera.read(Wait::briefly()).unwrap();
             thread::sleep(Duration::from_millis(1));
         }
         assert_eq!(camera.kernel.starts.get(), 1);
@@ -774,7 +773,7 @@ mod tests {
         let mut camera = start(Fake::default().with(steps)).unwrap();
         let before = Clock.monotonic();
         let mut times = Vec::new();
-        while let Read::Packet(packet) = camera.read().unwrap() {
+        while let Read::Packet(packet) = camera.read(Wait::briefly()).unwrap() {
             times.push(packet.at);
         }
         let after = Clock.monotonic();
@@ -795,7 +794,7 @@ mod tests {
         let before = Clock.now();
         assert_eq!(read(&mut camera), None);
         let took = Clock.now() - before;
-        assert!(took >= POLL && took < POLL * 5, "{took:?}");
+        assert!(took >= Wait::BRIEF && took < Wait::BRIEF * 5, "{took:?}");
         let calls = 1000 - camera.kernel.left();
         assert!(calls <= 21, "asked {calls} times in {took:?}");
     }
@@ -807,7 +806,7 @@ mod tests {
         let mut camera = start(fake).unwrap();
         let before = Clock.now();
         assert_eq!(read(&mut camera), None);
-        assert!(Clock.now() - before < POLL * 5);
+        assert!(Clock.now() - before < Wait::BRIEF * 5);
     }
 
     #[test]
@@ -815,18 +814,18 @@ mod tests {
         let unplugged = [frame(0), Step::Errno(Errno::NODEV)];
         let mut camera = start(Fake::default().with(unplugged)).unwrap();
         assert!(read(&mut camera).is_some());
-        let error = camera.read().unwrap_err().to_string();
+        let error = camera.read(Wait::briefly()).unwrap_err().to_string();
         assert_eq!(error, "lost the camera /dev/video0 (Fake Camera)");
         // uvcvideo says POLLERR, and then that there is no device.
         let mut camera = start(Fake::default().with([Step::Failed])).unwrap();
         camera.kernel.refuse(number::STREAMOFF, Errno::NODEV);
-        assert!(camera.read().is_err());
+        assert!(camera.read(Wait::briefly()).is_err());
         let fake = Fake::default().with([frame(0)]);
         let mut camera = start(fake).unwrap();
         assert!(read(&mut camera).is_some());
         camera.kernel.refuse(number::QBUF, Errno::NODEV);
         camera.kernel.refuse(number::STREAMOFF, Errno::NODEV);
-        assert!(camera.read().is_err());
+        assert!(camera.read(Wait::briefly()).is_err());
         // The kernel is given time to take it apart.
         let before = Clock.now();
         drop(camera);
@@ -840,7 +839,7 @@ mod tests {
             fake.layout = index;
             let mut camera = start(fake.with([frame(3), frame(5)])).unwrap();
             assert_eq!(camera.layout, layout);
-            let Read::Packet(packet) = camera.read().unwrap() else {
+            let Read::Packet(packet) = camera.read(Wait::briefly()).unwrap() else {
                 panic!("no frame with {layout:?}");
             };
             assert_eq!(packet.at, START);

@@ -4,7 +4,6 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::mem::offset_of;
-use std::time::Duration;
 
 use rustix::io::Errno;
 use v4l::FourCC;
@@ -17,6 +16,7 @@ use v4l::v4l_sys::{
 use super::abi::{Call, Kernel, Picture, Planes, Readiness, number};
 use super::control::id;
 use super::layout::Layout;
+use crate::source::Wait;
 
 /// Bytes in each of its buffers.
 pub(super) const BUFFER_LENGTH: usize = 64;
@@ -340,7 +340,7 @@ impl Kernel for Fake {
         Ok(vec![content(index); length as usize])
     }
 
-    fn wait(&self, _: Duration) -> io::Result<Readiness> {
+    fn wait(&self, _: Wait<'_>) -> io::Result<Readiness> {
         if let Some(Step::Misplaced) = self.next() {
             self.steps.borrow_mut().pop_front();
             self.queue.borrow_mut().pop_front();

@@ -64,10 +64,15 @@ impl Ladder {
         now.saturating_duration_since(self.since)
     }
 
+    /// When the next rung is due.
+    pub(super) fn due(&self) -> Instant {
+        let patience = self.patience * if self.begun { 1 } else { 2 };
+        self.since + patience * (self.climbed + 1)
+    }
+
     /// The rung that is due by now, once.
     pub(super) fn silent(&mut self, now: Instant) -> Option<Rung> {
-        let patience = self.patience * if self.begun { 1 } else { 2 };
-        if self.silence(now) < patience * (self.climbed + 1) {
+        if now < self.due() {
             return None;
         }
         self.climbed += 1;

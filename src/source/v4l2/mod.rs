@@ -41,7 +41,7 @@ use self::abi::Planes;
 use self::camera::Camera;
 use self::choice::Identity;
 use self::node::Node;
-use super::{Error, Read, Source};
+use super::{Error, Read, Source, Wait};
 use crate::clock::Clock;
 use crate::codec::FrameRate;
 use crate::frame::{CameraLosses, Codec, Dimensions};
@@ -267,8 +267,8 @@ impl Source for V4l2 {
         self.camera.describe()
     }
 
-    fn read(&mut self) -> Result<Read<'_>, Error> {
-        self.camera.read()
+    fn read(&mut self, wait: Wait<'_>) -> Result<Read<'_>, Error> {
+        self.camera.read(wait)
     }
 
     fn losses(&self) -> CameraLosses {

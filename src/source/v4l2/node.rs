@@ -13,15 +13,15 @@ use std::path::Path;
 use std::ptr::{self, NonNull};
 use std::slice;
 use std::sync::Arc;
-use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::PollFlags;
 use rustix::io::{Errno, FdFlags, fcntl_setfd, retry_on_intr};
 use rustix::ioctl::{self, Ioctl, IoctlOutput, Opcode};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use super::abi::{Call, Kernel, Readiness};
 use super::layout::Layout;
+use crate::source::Wait;
 
 /// An open device node, non-blocking. Clones are the same opening of it; the last one closes it.
 #[derive(Clone)]
@@ -76,17 +76,16 @@ impl Kernel for Node {
         Ok(Map { address, length })
     }
 
-    fn wait(&self, timeout: Duration) -> io::Result<Readiness> {
-        let fd = self.fd();
-        let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
-        let timeout = Timespec::try_from(timeout).map_err(|_| Errno::INVAL)?;
+    fn wait(&self, wait: Wait<'_>) -> io::Result<Readiness> {
+        let said = wait.readable(self.fd())?;
         let failed = PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL;
-        match poll(&mut fds, Some(&timeout)) {
-            Ok(0) | Err(Errno::INTR) => Ok(Readiness::Nothing),
-            Ok(_) if fds[0].revents().intersects(failed) => Ok(Readiness::Failed),
-            Ok(_) => Ok(Readiness::Buffer),
-            Err(error) => Err(error.into()),
-        }
+        Ok(if said.is_empty() {
+            Readiness::Nothing
+        } else if said.intersects(failed) {
+            Readiness::Failed
+        } else {
+            Readiness::Buffer
+        })
     }
 }
 

@@ -8,7 +8,6 @@ use std::cell::RefCell;
 use std::io;
 use std::mem::size_of;
 use std::path::Path;
-use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::ioctl::{Direction, Opcode, opcode};
@@ -23,6 +22,8 @@ use super::control;
 use super::layout::Layout;
 use super::node::Node;
 use super::words;
+use crate::shutdown;
+use crate::source::Wait;
 
 /// A call: its name, its argument, and the number that the kernel's header comes out at.
 struct Known {
@@ -206,7 +207,7 @@ impl Kernel for Witness {
         Err(Errno::INVAL.into())
     }
 
-    fn wait(&self, _: Duration) -> io::Result<Readiness> {
+    fn wait(&self, _: Wait<'_>) -> io::Result<Readiness> {
         Ok(Readiness::Nothing)
     }
 }
@@ -265,7 +266,12 @@ fn touch() -> Result<(), String> {
         }
         Ok(_) => return Err("/dev/null answers VIDIOC_QUERYCAP".to_owned()),
     }
-    match on("/dev/null")?.wait(Duration::ZERO) {
+    let (_trigger, shutdown) = shutdown::pair().map_err(|error| error.to_string())?;
+    let wait = Wait {
+        shutdown: &shutdown,
+        until: None,
+    };
+    match on("/dev/null")?.wait(wait) {
         Ok(Readiness::Buffer) => {}
         Ok(readiness) => return Err(format!("poll of /dev/null says {readiness:?}")),
         Err(error) => return Err(format!("poll of /dev/null fails: {error}")),

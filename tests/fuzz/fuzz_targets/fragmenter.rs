@@ -31,7 +31,7 @@ fuzz_target!(|input: (i64, Vec<Frame>)| {
     });
     let (mut writer, reader) = share(Ring::new(512 * 1024));
     reader.with(|ring| ring.set_anchor(anchor));
-    let (_trigger, shutdown) = shutdown::pair();
+    let (_trigger, shutdown) = shutdown::pair().expect("descriptors are left");
     for frame in &frames {
         let new = NewFrame {
             // Times near the end of 64 bits have no place on any clock.
