@@ -503,25 +503,23 @@ impl Course {
             desk.order(Order::Drain(until));
         }
         let watched = log::is_watched() && tracing::enabled!(Level::INFO);
-        let mut ticks = tokio::time::interval(STATUS_EVERY);
+        let mut news = self.news.subscribe();
         let mut before = self.look();
         let (mut logged, mut written) = (before, before);
+        // When to look again; and since when there is nothing new to see.
+        let (mut due, mut calm) = (Some(before.at), before.at);
         loop {
             self.turns.fetch_add(1, Ordering::Relaxed);
             let ends_at = {
                 let plan = lock(&self.plan);
                 plan.ends_at.filter(|_| plan.trigger.is_some())
             };
-            let end = async {
-                match ends_at {
-                    Some(at) => tokio::time::sleep_until(at.into()).await,
-                    None => std::future::pending().await,
-                }
-            };
+            let soon = before.at + STATUS_EVERY;
+            let asleep = due.is_none_or(|due| due > soon);
             tokio::select! {
                 biased;
                 () = signals.next() => self.signalled(desk),
-                () = end => {
+                () = at(ends_at) => {
                     info!("the time is over: sending what is left");
                     lock(&self.plan).end_capture(self.clock.now());
                 }
@@ -547,15 +545,15 @@ impl Course {
                         self.idle(desk);
                     }
                 }
-                _ = ticks.tick() => {
-                    let now = self.look();
+                Ok(()) = news.changed() => {}
+                () = self.ring.moved_on(&before.counts), if asleep => {}
+                () = at(due) => {
+                    let now = self.sample();
                     if capturing && lock(&self.plan).hung_at.take_if(|at| now.at >= *at).is_some() {
                         warn!("the source does not answer: going on without it");
                         self.ring.with(Ring::close);
                         self.drain(desk);
                     }
-                    let turn = lock(&self.gauge).look(&now);
-                    self.tell(turn);
                     self.tell_manager(&now);
                     if now.at - written.at >= export::WRITE_EVERY {
                         self.write_metrics();
@@ -567,9 +565,29 @@ impl Course {
                         info!("{}", Line::between(self.started, &logged, &now));
                         logged = now;
                     }
+                    let still = now.is_still(&before) && !lock(&self.gauge).overflows();
                     before = now;
+                    if !still {
+                        calm = now.at;
+                    }
+                    let again = now.at + STATUS_EVERY;
+                    due = Some(again);
+                    if still && !watched {
+                        let hung_at = lock(&self.plan).hung_at.filter(|_| capturing);
+                        let file = self.config.export.file.as_ref();
+                        let dues = [
+                            hung_at,
+                            file.map(|_| written.at + export::WRITE_EVERY),
+                            self.manager_due(&now, calm),
+                            Some(logged.at + LOG_EVERY),
+                        ];
+                        due = dues.into_iter().flatten().min().map(|due| due.max(again));
+                    }
+                    continue;
                 }
             }
+            calm = self.clock.now();
+            due = Some(due.map_or(soon, |due| due.min(soon)));
         }
     }
 
@@ -703,11 +721,12 @@ impl Course {
 
     fn buffer(&self) -> Buffer {
         let largest = self.ring.with(|ring| ring.largest_frame());
-        lock(&self.gauge).buffer(&self.look(), largest)
+        let now = self.sample();
+        lock(&self.gauge).buffer(&now, largest)
     }
 
     fn metrics(&self) -> Metrics {
-        let now = self.look();
+        let now = self.sample();
         let (buffer, status) = (self.buffer(), self.status.borrow().clone());
         let camera = {
             let news = self.news.borrow();
@@ -766,6 +785,21 @@ impl Course {
         }
     }
 
+    /// When the manager is to be told something although nothing happens, and nothing has since `calm`.
+    fn manager_due(&self, now: &Look, calm: Instant) -> Option<Instant> {
+        let due = lock(&self.manager).as_ref()?.due();
+        let (health, _) = self.health(now);
+        let calm_for = now.at - calm;
+        // What time alone turns is told when it does. From then on it only lasts: that is told whenever it has doubled.
+        let every = if calm_for > health.limit {
+            calm_for
+        } else {
+            STATUS_EVERY
+        };
+        let again = now.at + every;
+        Some(due.map_or(again, |due| due.min(again)))
+    }
+
     fn tell(&self, turn: Option<Turn>) {
         let Some(turn) = turn else { return };
         let began = turn == Turn::Began;
@@ -805,6 +839,14 @@ impl Course {
             .get_or_insert_with(|| self.clock.now() + self.config.grace);
         desk.order(Order::Drain(until));
         self.tell_manager(&self.look());
+    }
+
+    /// A look that is remembered: rates are those between such.
+    fn sample(&self) -> Look {
+        let now = self.look();
+        let turn = lock(&self.gauge).look(&now);
+        self.tell(turn);
+        now
     }
 
     fn look(&self) -> Look {
@@ -864,6 +906,14 @@ impl Course {
             );
         }
         Ok(Summary { exit, report })
+    }
+}
+
+/// Waits until then; for ever where that is never.
+async fn at(when: Option<Instant>) {
+    match when {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -7,7 +7,7 @@ use crate::frame::{MediaTime, Timecode};
 use crate::ring::{Counts, DropReason, Fill};
 
 /// What is looked at.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Look {
     /// When.
     pub at: Instant,
@@ -26,6 +26,12 @@ pub struct Look {
 }
 
 impl Look {
+    /// Whether nothing but time has passed since `before`.
+    pub fn is_still(&self, before: &Self) -> bool {
+        let (at, media) = (before.at, before.media);
+        *before == Self { at, media, ..*self }
+    }
+
     /// Age of the oldest frame that was not handed to the network.
     pub fn behind(&self) -> Duration {
         let ms = self
@@ -112,6 +118,11 @@ pub enum Turn {
 }
 
 impl Overflow {
+    /// Whether an episode goes on.
+    pub fn goes_on(&self) -> bool {
+        self.episode.is_some()
+    }
+
     /// Takes a look; says when it has turned.
     pub fn look(&mut self, now: &Look) -> Option<Turn> {
         let frames = now.counts.dropped_for(DropReason::RingFull).frames;
@@ -240,6 +251,17 @@ mod tests {
             overflow.look(&look(start + Duration::from_mins(5), 800)),
             Some(Turn::Began)
         );
+    }
+
+    #[test]
+    fn time_alone_is_no_movement() {
+        let start = Clock.now();
+        let later = Look {
+            media: MediaTime(7),
+            ..look(start + Duration::from_secs(1), 3)
+        };
+        assert!(later.is_still(&look(start, 3)));
+        assert!(!later.is_still(&look(start, 2)));
     }
 
     #[test]

@@ -248,11 +248,12 @@ impl Control {
         let behind_ms = self.aws.clock().behind_ms();
         self.status.send_if_modified(|status| {
             let after = (connections, streaming, idle);
-            let changed = (status.connections, status.streaming, status.idle) != after;
+            let mut changed = (status.connections, status.streaming, status.idle) != after;
             (status.connections, status.streaming, status.idle) = after;
             status.clock_behind_ms = behind_ms;
             if status.failure.as_ref() != failure {
                 status.failure = failure.cloned();
+                changed = true;
             }
             changed
         });

@@ -9,6 +9,9 @@ use crate::status::{Look, Overflow, Turn};
 /// Rates are those of the last looks up to this far back.
 const WINDOW: Duration = Duration::from_secs(10);
 
+/// What is looked at more often is not kept.
+const LEAST_SPACING: Duration = Duration::from_millis(500);
+
 /// The ring is tight when it has no more than this share of it to give, in percent, and not any more from twice that on.
 const TIGHT_PERCENT: usize = 5;
 
@@ -33,6 +36,11 @@ impl Gauge {
         if now.counts.captured.frames > before {
             self.last_frame = Some(now.at);
         }
+        let last_but_one = self.looks.iter().nth_back(1);
+        if last_but_one.is_some_and(|one| now.at.saturating_duration_since(one.at) < LEAST_SPACING)
+        {
+            self.looks.pop_back();
+        }
         self.looks.push_back(*now);
         while self.looks.len() > 2 && now.at.saturating_duration_since(self.looks[0].at) > WINDOW {
             self.looks.pop_front();
@@ -41,6 +49,11 @@ impl Gauge {
         let turn = self.overflow.look(now);
         self.pressure.overflow += u64::from(turn == Some(Turn::Began));
         turn
+    }
+
+    /// Whether frames are being given up.
+    pub fn overflows(&self) -> bool {
+        self.overflow.goes_on()
     }
 
     /// When the source brought a frame that was seen.
@@ -185,6 +198,34 @@ mod tests {
         assert_eq!(gauge.rates(), Rates::default());
         assert_eq!(gauge.capacity(1), None);
         assert_eq!(gauge.last_frame(), Some(start + Duration::from_secs(99)));
+    }
+
+    #[test]
+    fn whoever_asks_all_the_time_changes_no_rate_and_fills_no_memory() {
+        let start = Clock.now();
+        let mut gauge = Gauge::default();
+        for tenth in 0..600 {
+            let mut now = look(start, tenth / 10, 500_000);
+            now.at += Duration::from_millis(100 * (tenth % 10));
+            gauge.look(&now);
+        }
+        assert!(gauge.looks.len() <= 30, "{}", gauge.looks.len());
+        let rates = gauge.rates();
+        assert!((rates.frames - 25.0).abs() < 3.0, "{rates:?}");
+    }
+
+    #[test]
+    fn rates_are_nothing_at_the_next_look_after_a_long_time_without_frames() {
+        let start = Clock.now();
+        let mut gauge = Gauge::default();
+        for second in 0..20 {
+            gauge.look(&look(start, second, 500_000));
+        }
+        let mut late = look(start, 19, 500_000);
+        late.at += Duration::from_mins(5);
+        gauge.look(&late);
+        assert!(gauge.rates().frames < 0.1, "{:?}", gauge.rates());
+        assert_eq!(gauge.last_frame(), Some(start + Duration::from_secs(19)));
     }
 
     #[test]

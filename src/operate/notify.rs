@@ -46,6 +46,14 @@ impl Notices {
         }
     }
 
+    /// When something is to be told again for time's sake alone.
+    pub fn due(&self) -> Option<Instant> {
+        let waiting = !self.ready || self.stopping;
+        let ask = self.asked.filter(|_| waiting).map(|at| at + ASK_EVERY);
+        let feed = self.fed.zip(self.watchdog).map(|(at, every)| at + every);
+        [ask, feed].into_iter().flatten().min()
+    }
+
     /// What is to be told now: lines of `NAME=value`.
     pub fn look(&mut self, now: Instant, health: &Health, alive: bool) -> Option<String> {
         let mut lines = String::new();
@@ -114,6 +122,11 @@ impl Manager {
         }
     }
 
+    /// [`Notices::due`].
+    pub fn due(&self) -> Option<Instant> {
+        self.notices.due()
+    }
+
     /// Tells what is new. A manager that takes nothing is not waited for.
     pub fn tell(&mut self, now: Instant, health: &Health, alive: bool) {
         if let Some(lines) = self.notices.look(now, health, alive)
@@ -148,6 +161,21 @@ mod tests {
             persisted_ago: persisted.then_some(Duration::ZERO),
             limit: Duration::from_secs(15),
         }
+    }
+
+    #[test]
+    fn what_is_due_by_time_alone_is_more_time_until_it_is_ready_and_then_the_watchdogs_food() {
+        let start = Clock.now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let mut notices = Notices::new(Some(Duration::from_mins(1)));
+        assert_eq!(notices.due(), None, "the first look tells");
+        notices.look(start, &health(State::Connecting, false), true);
+        assert_eq!(notices.due(), Some(after(20)));
+        notices.look(after(5), &health(State::Streaming, true), true);
+        assert_eq!(notices.due(), Some(after(30)));
+        let mut notices = Notices::new(None);
+        notices.look(start, &health(State::Streaming, true), true);
+        assert_eq!(notices.due(), None);
     }
 
     #[test]

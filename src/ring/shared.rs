@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, TryLockError};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-use super::{DropReason, NewFrame, Push, Ring, WhenFull};
+use super::{Counts, DropReason, NewFrame, Push, Ring, WhenFull};
 use crate::frame::{CameraLosses, Payload};
 use crate::shutdown::Shutdown;
 
@@ -22,6 +22,8 @@ struct Inner {
     body: Option<Waker>,
     /// Control, while it waits for the first frame.
     control: Option<Waker>,
+    /// Whoever looks how it goes, while nothing does.
+    watcher: Option<Waker>,
     /// The writer waits for room. Else nobody is to be told of it: a condition variable makes a system call whether
     /// somebody waits or not, and these would be three for a frame.
     writer_waits: bool,
@@ -124,7 +126,11 @@ impl Writer {
 
     /// Wakes the reader after the lock is gone, so that it does not run into it.
     fn wake(mut inner: MutexGuard<'_, Inner>) {
-        let wakers = [inner.body.take(), inner.control.take()];
+        let wakers = [
+            inner.body.take(),
+            inner.control.take(),
+            inner.watcher.take(),
+        ];
         drop(inner);
         wakers.into_iter().flatten().for_each(Waker::wake);
     }
@@ -144,6 +150,7 @@ impl Reader {
                 ring,
                 body: None,
                 control: None,
+                watcher: None,
                 writer_waits: false,
             }),
             room: Condvar::new(),
@@ -191,6 +198,19 @@ impl Reader {
         }
     }
 
+    /// Waits until the camera has brought something, or lost it, since the ring counted like this.
+    pub async fn moved_on(&self, from: &Counts) {
+        poll_fn(|context| {
+            let mut inner = self.0.lock();
+            if inner.ring.counts() != *from {
+                return Poll::Ready(());
+            }
+            inner.watcher = Some(context.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
     /// For control: waits until there is something to send.
     pub async fn unsent(&self) {
         poll_fn(|context| {
@@ -202,5 +222,22 @@ impl Reader {
             Poll::Pending
         })
         .await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ring::MIN_BUDGET_BYTES;
+
+    #[tokio::test]
+    async fn whoever_watches_hears_of_what_happens_and_of_what_has_happened() {
+        let (mut writer, reader) = share(Ring::new(MIN_BUDGET_BYTES));
+        let before = reader.with(|ring| ring.counts());
+        let lose = async { writer.drop_frame(1, DropReason::CameraGap) };
+        let watch = tokio::time::timeout(Duration::from_secs(10), reader.moved_on(&before));
+        let (heard, _) = tokio::join!(watch, lose);
+        heard.expect("it is woken");
+        reader.moved_on(&before).await;
     }
 }

@@ -12,6 +12,7 @@ mod diagnosis;
 mod ending;
 mod faults;
 mod happy_path;
+mod idle;
 mod jitter;
 mod library;
 mod media;

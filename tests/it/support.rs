@@ -167,6 +167,25 @@ impl Running {
         written(&self.dir, "stdout") + &written(&self.dir, "stderr")
     }
 
+    /// How often its threads have waited for something, and gone on, so far.
+    pub fn wakeups(&self) -> u64 {
+        let threads = format!("/proc/{}/task", self.child.0.id());
+        let threads = fs::read_dir(threads).expect("a running program");
+        let of = |thread: std::io::Result<fs::DirEntry>| {
+            let path = thread.expect("a thread").path().join("status");
+            let status = fs::read_to_string(path).expect("a thread that goes on");
+            let mut lines = status.lines();
+            let count = lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+            let count: u64 = count
+                .expect("Linux tells")
+                .trim()
+                .parse()
+                .expect("a number");
+            count
+        };
+        threads.map(of).sum()
+    }
+
     pub fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.0.id())
             .ok()
