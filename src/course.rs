@@ -523,9 +523,9 @@ impl Course {
                     info!("the time is over: sending what is left");
                     lock(&self.plan).end_capture(self.clock.now());
                 }
-                _ = captured.wait_for(Option::is_some), if capturing => {
+                how = end_of(&mut captured), if capturing => {
                     capturing = false;
-                    if matches!(&*self.captured.borrow(), Some(Captured::Ended(capture::End::Media))) {
+                    if matches!(how, Some(Captured::Ended(capture::End::Media))) {
                         info!("the media is at its end: sending what is left");
                     }
                     self.drain(desk);
@@ -909,6 +909,12 @@ impl Course {
     }
 }
 
+/// Waits until capturing has ended. It hands out a copy: in a `select!` a borrowed value would be held until the arm is done,
+/// and who borrows once more behind a writer that waits (the capture thread, on its way out) waits for ever.
+async fn end_of(captured: &mut watch::Receiver<Option<Captured>>) -> Option<Captured> {
+    captured.wait_for(Option::is_some).await.ok()?.clone()
+}
+
 /// Waits until then; for ever where that is never.
 async fn at(when: Option<Instant>) {
     match when {
@@ -924,8 +930,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::sync::atomic::AtomicBool;
+
     use clap::Parser as _;
+
+    use super::*;
 
     #[test]
     fn a_ring_whose_lock_nobody_gives_back_is_lost() {
@@ -934,6 +943,50 @@ mod tests {
         assert!(course.has_ring());
         course.ring.with(|_| assert!(!course.has_ring()));
         assert!(course.has_ring());
+    }
+
+    /// The capture thread tells twice: when it ends, and when what it told with is dropped.
+    #[test]
+    fn whoever_tells_again_how_capturing_ended_is_in_nobodys_way() {
+        for _ in 0..200 {
+            let config = crate::cli::Args::parse_from(["kvsProducerApp", "cam"]).into_config();
+            let course = Course::new(config.expect("a channel is enough")).expect("no CA file");
+            let ending = Ending(course.captured.clone());
+            let (concluded, conclusion) = std::sync::mpsc::channel();
+            beside(move || {
+                let _ = concluded.send(app::block_on(conduct(course)));
+            });
+            let over = Arc::new(AtomicBool::new(false));
+            let done = Arc::clone(&over);
+            beside(move || {
+                while !done.load(Ordering::Relaxed) {
+                    ending.tell(Captured::Ended(capture::End::Media));
+                }
+            });
+            let outcome = conclusion.recv_timeout(Duration::from_secs(10));
+            over.store(true, Ordering::Relaxed);
+            let outcome = outcome.expect("it comes to an end").expect("a runtime");
+            assert_eq!(outcome.expect("no task fails"), Outcome::Done);
+        }
+    }
+
+    /// Conducts a run that sends nothing, until what is left is to be sent.
+    async fn conduct(course: Course) -> Result<Outcome, Error> {
+        let (orders, mut received) = mpsc::unbounded_channel();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            while !matches!(received.recv().await, Some(Order::Drain(_))) {}
+            Outcome::Done
+        });
+        let (_asks, asked) = Server::queue();
+        let (mut signals, mut desk) = (Signals::default(), Desk::new(orders, asked));
+        course.conduct(&mut signals, &mut desk, &mut tasks).await
+    }
+
+    /// On a thread that nobody has to wait for.
+    fn beside(act: impl FnOnce() + Send + 'static) {
+        let thread = std::thread::Builder::new().spawn(act);
+        drop(thread.expect("a thread"));
     }
 
     #[test]
