@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::process::ExitCode;
+use std::thread::{self, JoinHandle};
 
 use clap::Parser;
 use clap::error::ErrorKind;
@@ -31,9 +32,12 @@ use tracing::Level;
 #[global_allocator]
 static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 
+/// Enough for a build that is not optimized as well.
+const ARGUMENTS_STACK_BYTES: usize = 2 * 1024 * 1024;
+
 fn main() -> ExitCode {
     no_core_dumps();
-    let args = match Args::try_parse() {
+    let args = match arguments() {
         Ok(args) => args,
         Err(error) => {
             // Help and version are no errors; clap knows where each belongs.
@@ -51,6 +55,21 @@ fn main() -> ExitCode {
             eprintln!("kvsProducerApp: {message}");
             code(exit)
         }
+    }
+}
+
+/// What is asked for. To describe all that can be takes 100 kB of stack, which a thread gives back when it ends, and the main
+/// thread never.
+fn arguments() -> Result<Args, clap::Error> {
+    let thread = thread::Builder::new()
+        .name("arguments".into())
+        .stack_size(ARGUMENTS_STACK_BYTES)
+        .spawn(Args::try_parse);
+    match thread.map(JoinHandle::join) {
+        Ok(Ok(args)) => args,
+        Ok(Err(panic)) => std::panic::resume_unwind(panic),
+        // There may be no more threads: who streams will say so.
+        Err(_) => Args::try_parse(),
     }
 }
 
