@@ -45,6 +45,9 @@ def lasting(symbol):
         # Base-62 numbers: of a crate, of one of several alike, of a place earlier in the name.
         if skipped := re.compile(r"[sBG][0-9A-Za-z]*_").match(symbol, at):
             at = skipped.end()
+        # The length of an array, or another constant: a type's letter and a number in hexadecimal.
+        elif skipped := re.compile(r"[abchijlmnotxy]n?[0-9a-f]*_").match(symbol, at):
+            at = skipped.end()
         elif number and int(number[1]):
             begin = number.end()
             at = begin + int(number[1])
