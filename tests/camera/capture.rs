@@ -4,6 +4,7 @@
 //! The camera is mostly a v4l2loopback device: each test feeds it a clip, and what comes out must be the same bytes.
 
 mod encoder;
+mod memory;
 mod program;
 mod rig;
 mod scenarios;

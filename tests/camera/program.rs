@@ -47,7 +47,11 @@ pub struct Outcome {
 impl Program {
     /// Starts it with these arguments beside `--report`, and a service for it alone.
     pub fn start(arguments: &[&str]) -> Self {
-        let service = Service::start();
+        Self::start_with(Service::start(), arguments)
+    }
+
+    /// As [`Self::start`], with this service.
+    pub fn start_with(service: Service, arguments: &[&str]) -> Self {
         let mut child = Command::new(path())
             .args(["--report", "-"])
             .args(arguments)

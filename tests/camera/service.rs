@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::thread::{self, JoinHandle};
 
 use kvs_producer_app::local::view::{State, View};
 use kvs_producer_app::local::{Credential, Endpoint, Options};
 use kvs_producer_app::shutdown::{self, Trigger};
+use rustls::ServerConfig;
 use tempfile::TempDir;
 use tokio::sync::watch::Ref;
 
@@ -27,6 +29,19 @@ impl Service {
             directory: Some(recordings.path().to_owned()),
             ..Options::default()
         };
+        Self::with(options, recordings)
+    }
+
+    /// Speaks TLS, and records nothing.
+    pub fn secure(server: ServerConfig) -> Self {
+        let options = Options {
+            tls: Some(Arc::new(server)),
+            ..Options::default()
+        };
+        Self::with(options, tempfile::tempdir().unwrap())
+    }
+
+    fn with(options: Options, recordings: TempDir) -> Self {
         let (trigger, shutdown) = shutdown::pair().unwrap();
         let (started, result) = channel();
         let serve = move || {
